@@ -1,0 +1,142 @@
+"""How a command starts and how it ends: Hydra's composition, one message for the person at the keyboard, and the exit code.
+
+Exit codes: 0 done, 1 an error that the message explains, 130 stopped by ctrl-C and 143 by SIGTERM, both with the state saved.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich import get_console
+from rich.logging import RichHandler
+
+from twoview.errors import UserError
+from twoview.schema import unknown_key
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+log = logging.getLogger(__name__)
+
+
+def run_command(config_name: str, task: Callable[[DictConfig], int | None]) -> None:
+    """Composes `configs/<config_name>.yaml` with the words of the command line, hands it to `task` and exits with what that returns.
+
+    Whatever goes wrong ends in one message on stderr and exit code 1; with `debug=true` among the words, in its traceback.
+    """
+    if not CONFIGS.is_dir():
+        sys.exit(f"twoview: the folder {CONFIGS} is missing; install the package from its source tree with: pip install -e .")
+    debug = any(word.replace(" ", "").lower() in ("debug=true", "debug=1") for word in sys.argv[1:])
+    _quiet(debug)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra is to raise what it would print with a stack of its own
+    code: list[int] = []
+
+    def job(config: DictConfig) -> None:
+        code.append(task(config) or 0)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        get_console().file.flush()
+        print(f"error: {explain(error, config_name)}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    sys.exit(max(code, default=0))
+
+
+def output_dir() -> Path:
+    """The folder that Hydra made for this run (`hydra.run.dir`)."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def overrides() -> list[str]:
+    """The words of the command line that configure the task."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def explain(error: BaseException, config_name: str = "train") -> str:
+    """One message for a person: what is wrong, and what there is instead."""
+    if isinstance(error, hydra.errors.InstantiationException) and error.__cause__ is not None:
+        return explain(error.__cause__, config_name)
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MissingConfigException):
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        if error.options:
+            return unknown_option(group, option, list(error.options))
+        return f"there is no configuration {error.missing_cfg_file!r}; the groups are: {', '.join(groups())}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: write key=value (quote lists and blanks: 'key=[1,2]')"
+    if isinstance(error, ConfigCompositionException):
+        return _explain_composition(error)
+    if isinstance(error, OmegaConfBaseException):
+        return f"configuration: {str(error).splitlines()[0]}"
+    if isinstance(error, HydraException):
+        return " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return f"out of memory ({str(error).splitlines()[0] if str(error) else 'no more to be had'}): use a smaller batch_size"
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    text = str(error).splitlines()[0] if str(error) else "no message"
+    return f"{type(error).__name__}: {text} (debug=true shows where)"
+
+
+def _explain_composition(error: ConfigCompositionException) -> str:
+    cause = error.__cause__
+    parent = getattr(cause, "parent_node", None)
+    if isinstance(parent, DictConfig) and getattr(cause, "full_key", None):
+        path, _, key = str(cause.full_key).rpartition(".")  # type: ignore[union-attr]
+        return unknown_key(path, key, (str(k) for k in parent if not str(k).startswith("_")))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Could not override"):
+        group = lines[0].split("'")[1]
+        return f"there is no group {group!r}; the groups are: {', '.join(groups())}"
+    if cause is not None and not isinstance(cause, ConfigCompositionException):
+        return f"{lines[0] if lines else ''} {str(cause).splitlines()[0]}".strip()
+    return " ".join(lines)
+
+
+def groups() -> list[str]:
+    """The configuration groups, which are the folders of `configs/`."""
+    return sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "hydra")
+
+
+def options(group: str) -> list[str]:
+    """What a group can be set to, which are the files of its folder."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def unknown_option(group: str, option: str, known: list[str]) -> str:
+    return unknown_key(group, option, known).replace("has no key", "has no option", 1)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain containers with every interpolation resolved."""
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def _quiet(debug: bool) -> None:
+    """Our own messages, and of the libraries' what matters."""
+    handler = RichHandler(console=get_console(), show_time=False, show_level=False, show_path=False, highlighter=None)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.INFO if debug else logging.ERROR)
+    if not debug:
+        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch|lightning)\b.*")

@@ -1,0 +1,109 @@
+"""Features of a frozen encoder, and the proof that it stayed frozen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from twoview.data.images import ImageSet
+from twoview.errors import UserError
+
+
+class ImageEncoder(nn.Module):
+    """An encoder that takes plain images: it does the normalisation itself.
+
+    `mean` and `std` are per channel, of pixels in [0, 1]; they are buffers, so they travel with the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.dim = int(encoder.dim)  # type: ignore[arg-type]
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))  # (C,)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))  # (C,)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images (B, C, H, W) in [0, 1] to features h (B, dim)."""
+        return self.encoder((images - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1))
+
+
+class _Batches(Dataset[Tensor]):
+    """Lets loader workers fetch a whole batch of indices at once."""
+
+    def __init__(self, image_set: ImageSet) -> None:
+        self.image_set = image_set
+
+    def __getitem__(self, index: list[int]) -> Tensor:
+        return self.image_set.fetch(torch.tensor(index))
+
+
+def _batches(image_set: ImageSet, batch_size: int, num_workers: int) -> Iterable[Tensor]:
+    """uint8 (B, C, H, W) in the order of the set; decoded in workers where the set is not in memory."""
+    indices = torch.arange(len(image_set)).split(batch_size)
+    if image_set.in_memory:
+        return (image_set.fetch(index) for index in indices)
+    order = [index.tolist() for index in indices]
+    return DataLoader(_Batches(image_set), sampler=order, batch_size=None, num_workers=num_workers)
+
+
+def extract(
+    encoder: nn.Module,
+    image_set: ImageSet,
+    batch_size: int = 1000,
+    device: torch.device | str | None = None,
+    num_workers: int = 0,
+) -> Tensor:
+    """Features float32 (N, D) on the CPU, row i of image i, without augmentation.
+
+    The encoder takes float images in [0, 1]. It runs in eval mode without autocast, on `device` (by default
+    where its parameters are), and is handed back where it was, every submodule in the mode it was in.
+    Raises UserError if a feature is NaN or infinite.
+    """
+    home = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    target = torch.device(device) if device is not None else home
+    modes = [(module, module.training) for module in encoder.modules()]
+    features = []
+    try:
+        encoder.to(target).eval()
+        with torch.inference_mode(), torch.autocast(target.type, enabled=False):
+            for images in _batches(image_set, batch_size, num_workers):
+                h = encoder(images.to(target, non_blocking=True).float() / 255)  # (B, D)
+                features.append(h.float().cpu())
+    finally:
+        encoder.to(home)
+        for module, training in modes:
+            module.training = training
+    # Cloned outside inference mode: an ordinary tensor, which autograd may use.
+    h = torch.cat(features).clone()  # (N, D)
+    bad = (~h.isfinite()).any(1).nonzero().flatten()
+    if len(bad):
+        raise UserError(
+            f"The encoder gives NaN or infinite features for {len(bad)} of the {len(h)} images of "
+            f"'{image_set.name}' (the first is image {int(bad[0])}): its training diverged, or the file is "
+            "damaged. Use an earlier checkpoint, or train with a lower learning rate."
+        )
+    return h
+
+
+def digest(module: nn.Module) -> str:
+    """sha256 (hex) over names, shapes, dtypes and bytes of every parameter and buffer, wherever they lie.
+
+    Equal digests before and after an evaluation prove that it left the encoder alone. Train and eval mode do
+    not enter.
+    """
+    result = hashlib.sha256()
+    tensors = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in tensors:
+        result.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        result.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return result.hexdigest()

@@ -1,0 +1,40 @@
+"""SimCLR: Chen, Kornblith, Norouzi & Hinton, "A simple framework for contrastive learning of visual representations", ICML 2020.
+
+arXiv 2002.05709. Two views of a sample are pulled together and away from all other views of the batch, in the space of a projection
+head that is thrown away afterwards.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from twoview.errors import UserError
+from twoview.losses import Contrast, nt_xent_contrast
+from twoview.model.base import ContrastiveModule
+from twoview.optim import Recipe
+
+
+class SimCLR(ContrastiveModule):
+    """Encoder f, projector g and NT-Xent at `temperature`.
+
+    `projector` makes the head from the width of h: a callable with the argument `in_dim`.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, optimizer: Recipe, projector: Callable[..., nn.Module], temperature: float = 0.5
+    ) -> None:
+        super().__init__(encoder, optimizer)
+        if not temperature > 0:
+            raise UserError(f"model.temperature must be positive, not {temperature}")
+        self.projector = projector(in_dim=encoder.dim)
+        self.temperature = temperature
+
+    def contrast(self, v1: Tensor, v2: Tensor, index: Tensor) -> Contrast:
+        h = self.encoder(torch.cat([v1, v2]))  # (2B, D) both views share the batch statistics
+        z = self.projector(h)  # (2B, P)
+        z1, z2 = z.chunk(2)  # (B, P) each
+        return nt_xent_contrast(z1, z2, self.temperature)
+
+    def candidates(self) -> int:
+        return 2 * self.global_batch_size - 1

@@ -1,0 +1,221 @@
+"""Monitors of a run: they read what the training step returns and what the encoder gives, and never touch the method."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from twoview.data.datamodule import TwoViewDataModule
+from twoview.data.images import ImageSet
+from twoview.errors import UserError
+from twoview.evaluate.features import ImageEncoder, extract
+from twoview.evaluate.knn import knn_accuracy
+from twoview.rng import permutation
+
+COLUMNS = ("step", "epoch", "loss", "chance_loss", "accuracy", "lr", "knn", "images_per_second", "seconds")
+
+
+class Meter(pl.Callback):
+    """Loss, contrastive accuracy, learning rate and images/s, to TensorBoard and `metrics.csv` every `every_steps` steps.
+
+    Sums stay on the training device and are read once per interval, so that the host does not wait for a GPU. `latest` holds the newest
+    values for whoever shows them. A loss that is not finite ends the run with a UserError before another checkpoint is written.
+    """
+
+    def __init__(self, every_steps: int = 20) -> None:
+        if every_steps < 1:
+            raise UserError(f"log_every_steps must be at least 1, not {every_steps}")
+        self.every_steps = every_steps
+        self.latest: dict[str, float] = {}
+        self.seconds = 0.0  # training time of the run, over all its resumptions
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "latest": dict(self.latest)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.latest = state_dict["seconds"], state_dict["latest"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._file = Path(trainer.default_root_dir) / "metrics.csv"
+        if trainer.is_global_zero:
+            _keep_rows(self._file, trainer.global_step)
+        self._clock = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        values = torch.stack([outputs["loss"].detach().float(), outputs["accuracy"]])
+        self._sum = values if self._sum is None else self._sum + values
+        self._count += 1
+        if trainer.global_step % self.every_steps == 0:
+            self.read(trainer, pl_module)
+        elif values.device.type == "cpu":
+            self._refuse_nan(trainer, values[0])
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.read(trainer, pl_module)
+
+    def read(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self._sum is None:
+            return
+        self._refuse_nan(trainer, self._sum[0])
+        loss, accuracy = (self._sum / self._count).tolist()
+        now = time.monotonic()
+        elapsed, self._clock = now - self._clock, now
+        self.seconds += elapsed
+        self.latest.update(
+            loss=loss,
+            chance_loss=pl_module.chance_loss,
+            accuracy=accuracy,
+            lr=trainer.optimizers[0].param_groups[0]["lr"],
+            images_per_second=self._count * pl_module.global_batch_size / elapsed,
+            seconds=self.seconds,
+        )
+        self._sum, self._count = None, 0
+        self.write(trainer, **{name: self.latest[name] for name in COLUMNS if name in self.latest and name != "knn"})
+
+    def write(self, trainer: pl.Trainer, **values: float) -> None:
+        """One row of metrics, in TensorBoard under `train/` and in `metrics.csv`."""
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics({f"train/{name}": value for name, value in values.items()}, step=trainer.global_step)
+        row = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1} | values
+        new = not self._file.exists()
+        with self._file.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if new:
+                writer.writeheader()
+            writer.writerow(
+                {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+            )
+
+    def pause(self) -> None:
+        """Leaves the time since the last reading out of images/s and of the training time."""
+        self._clock = time.monotonic()
+
+    def _refuse_nan(self, trainer: pl.Trainer, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            lr = trainer.optimizers[0].param_groups[0]["lr"]
+            raise UserError(
+                f"the loss is not finite at step {trainer.global_step} (epoch {trainer.current_epoch + 1}). The likely cause is a learning "
+                f"rate that is too high (lr={lr:.3g}): try a third of optimizer.lr_per_256, a longer optimizer.warmup_epochs, "
+                f"or trainer.precision=32-true. The checkpoint before it, if there is one, is untouched"
+            )
+
+
+def _keep_rows(path: Path, last_step: int) -> None:
+    """Drops rows that a resumed run is going to write again."""
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+class KNNMonitor(pl.Callback):
+    """kNN accuracy of the encoder's h on a labelled test set, every `every_epochs` epochs and after the last.
+
+    The encoder is in eval mode and computes in float32; images are not augmented. `bank` bounds the number of training images that vote
+    (an even draw over the set), for machines on which all of them take too long. Protocol: weighted vote of the `k` nearest by cosine with
+    weights exp(similarity / `temperature`) (Wu et al., arXiv 1805.01978; MoCo's CIFAR notebook: k=200, temperature 0.1).
+    """
+
+    def __init__(
+        self,
+        train: ImageSet,
+        test: ImageSet,
+        meter: Meter,
+        every_epochs: int = 5,
+        k: int = 200,
+        temperature: float = 0.1,
+        bank: int | None = None,
+    ) -> None:
+        if every_epochs < 1 or k < 1 or not temperature > 0 or (bank is not None and bank < 1):
+            raise UserError(
+                f"knn needs every_epochs, k and bank of at least 1 and a positive temperature, not {every_epochs}, {k}, {bank}, {temperature}"
+            )
+        if bank is not None and bank < len(train):
+            train = train.subset(permutation(len(train), seed=0, epoch=0, stream="knn bank")[:bank].sort().values)
+        self.train, self.test, self.meter = train, test, meter
+        self.every_epochs, self.k, self.temperature = every_epochs, k, temperature
+        self.last: float | None = None
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self.last, "best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last, self.best, self.best_epoch = state_dict["last"], state_dict["best"], state_dict["best_epoch"]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_epochs == 0 or epoch == trainer.max_epochs:
+            self.evaluate(trainer, pl_module, epoch)
+            self.meter.pause()
+
+    @torch.no_grad()
+    def evaluate(self, trainer: Any, pl_module: Any, epoch: int) -> None:
+        if trainer.is_global_zero:
+            views = trainer.datamodule.views
+            encoder = ImageEncoder(pl_module.encoder, views.mean.flatten().tolist(), views.std.flatten().tolist())
+            device = pl_module.device
+            bank, queries = (extract(encoder, images, device=device) for images in (self.train, self.test))
+            assert self.train.labels is not None
+            assert self.test.labels is not None
+            self.last = knn_accuracy(
+                bank,
+                self.train.labels,
+                queries,
+                self.test.labels,
+                k=min(self.k, len(bank)),
+                temperature=self.temperature,
+                classes=len(self.train.classes),
+            )
+            if self.best is None or self.last > self.best:
+                self.best, self.best_epoch = self.last, epoch
+            self.meter.latest["knn"] = self.last
+            self.meter.write(trainer, knn=self.last)
+        trainer.strategy.barrier("knn")
+
+
+class ViewSheet(pl.Callback):
+    """A picture of both views of the first images, as the model sees them at step 0: `views.png` and TensorBoard."""
+
+    def __init__(self, images: int = 16) -> None:
+        self.images = images
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and trainer.global_step == 0:
+            sheet = self.draw(data)
+            save_image(sheet, Path(trainer.default_root_dir) / "views.png")
+            for logger in trainer.loggers:
+                if hasattr(logger.experiment, "add_image"):
+                    logger.experiment.add_image("views", sheet, global_step=0)
+
+    def draw(self, data: TwoViewDataModule) -> Tensor:
+        """Rows: original, first view, second view. float (3, H', W') in [0, 1]."""
+        views = data.views
+        index = permutation(len(data.images), data.seed, epoch=0)[: self.images].to(views.mean.device)
+        originals = data.images.fetch(index).to(views.mean.device)
+        pictures = [originals.float() / 255, *(view * views.std + views.mean for view in views(originals, index, epoch=0))]
+        side = max(picture.shape[-1] for picture in pictures)
+        scale = max(1, 64 // side)  # small images are shown enlarged, pixel by pixel
+        rows = [
+            torch.nn.functional.interpolate(picture.clamp(0, 1), size=(side * scale, side * scale), mode="nearest")
+            for picture in pictures
+        ]
+        return make_grid(torch.cat(rows).cpu(), nrow=len(index), padding=2, pad_value=1.0)
+
+

@@ -1,0 +1,129 @@
+"""Optimizers and learning rates: LARS, parameter groups, warm-up and cosine."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from twoview.errors import UserError
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling (You, Gitman & Ginsburg, arXiv 1708.03888), in the form of SimCLR's TensorFlow code.
+
+    g <- g + wd w;  v <- momentum v + lr trust g;  w <- w - v,  with trust = `eta` |w| / |g|, or 1 where either norm is 0. The learning
+    rate is inside the momentum buffer. Groups with `adapt=False` (biases and norms) keep trust 1.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        eta: float = 0.001,
+        adapt: bool = True,
+    ) -> None:
+        if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0 or eta <= 0:
+            raise UserError(
+                f"LARS needs lr >= 0, 0 <= momentum < 1, weight_decay >= 0 and eta > 0, not {lr}, {momentum}, {weight_decay}, {eta}"
+            )
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": adapt})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update; `closure` as in torch.optim. No norm is read back by the host."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for w in group["params"]:
+                if w.grad is None:
+                    continue
+                g = w.grad.add(w, alpha=group["weight_decay"])
+                if group["adapt"]:
+                    w_norm, g_norm = torch.linalg.vector_norm(w), torch.linalg.vector_norm(g)
+                    g = g * torch.where((w_norm > 0) & (g_norm > 0), group["eta"] * w_norm / g_norm, 1.0)
+                v = self.state[w].setdefault("momentum_buffer", torch.zeros_like(w))
+                v.mul_(group["momentum"]).add_(g, alpha=group["lr"])
+                w.sub_(v)
+        return loss
+
+
+class Recipe:
+    """How a model is optimized: an optimizer, the rule for its learning rate, and which parameters decay.
+
+    The learning rate is written per 256 samples of the global batch of B: `lr_scaling` `linear` multiplies it by B / 256, `sqrt` by
+    sqrt(B / 256) (SimCLR, appendix B.1: better for small batches and short runs), `none` leaves it. Each step's rate rises linearly over
+    `warmup_epochs` and then follows half a cosine to 0. `decay_bias_and_norm=False` exempts biases and normalisation layers from
+    weight decay and from LARS's scaling.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[..., Optimizer],
+        lr_per_256: float,
+        lr_scaling: Literal["linear", "sqrt", "none"] = "linear",
+        weight_decay: float = 0.0,
+        decay_bias_and_norm: bool = True,
+        warmup_epochs: float = 0,
+    ) -> None:
+        if not lr_per_256 > 0:
+            raise UserError(f"optimizer.lr_per_256 must be positive, not {lr_per_256}")
+        if lr_scaling not in ("linear", "sqrt", "none"):
+            raise UserError(f"optimizer.lr_scaling must be linear, sqrt or none, not {lr_scaling}")
+        if weight_decay < 0 or warmup_epochs < 0:
+            raise UserError(
+                f"optimizer.weight_decay and warmup_epochs must not be negative, got {weight_decay} and {warmup_epochs}"
+            )
+        self.optimizer = optimizer
+        self.lr_per_256 = lr_per_256
+        self.lr_scaling = lr_scaling
+        self.weight_decay = weight_decay
+        self.decay_bias_and_norm = decay_bias_and_norm
+        self.warmup_epochs = warmup_epochs
+
+    def lr(self, batch_size: int) -> float:
+        """The peak learning rate for a global batch of `batch_size` samples."""
+        factor = batch_size / 256
+        return self.lr_per_256 * {"linear": factor, "sqrt": math.sqrt(factor), "none": 1.0}[self.lr_scaling]
+
+    def build(self, module: nn.Module, batch_size: int, steps: int, epochs: int) -> tuple[Optimizer, LambdaLR]:
+        """The optimizer of `module`'s trainable parameters and its schedule over `steps` optimizer steps in `epochs` epochs."""
+        if self.warmup_epochs > epochs:
+            raise UserError(f"optimizer.warmup_epochs={self.warmup_epochs} is longer than the run's epochs={epochs}")
+        weights, biases_and_norms = split_parameters(module)
+        groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": self.weight_decay}]
+        if self.decay_bias_and_norm:
+            weights += biases_and_norms
+        elif biases_and_norms:
+            exempt: dict[str, Any] = {"params": biases_and_norms, "weight_decay": 0.0}
+            groups.append(exempt | ({"adapt": False} if _function(self.optimizer) is LARS else {}))
+        optimizer = self.optimizer(groups, lr=self.lr(batch_size))
+        return optimizer, LambdaLR(optimizer, warmup_cosine(round(steps * self.warmup_epochs / max(epochs, 1)), steps))
+
+
+def _function(f: Any) -> Any:
+    return getattr(f, "func", f)  # what a functools.partial calls
+
+
+def split_parameters(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Trainable parameters as (weights, biases and norms): the latter are those with a single dimension."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    return [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
+
+
+def warmup_cosine(warmup: int, steps: int) -> Callable[[int], float]:
+    """Factor of the learning rate at a step: (step + 1) / `warmup`, then half a cosine from 1 towards 0 at step `steps`."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+    return factor

@@ -1,0 +1,292 @@
+"""One pre-training run, from a configuration to a folder with its weights, curves and summary."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torchvision
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import TensorBoardLogger
+
+import twoview
+from twoview import schema
+from twoview.augment.base import TwoViews
+from twoview.checkpoint import Checkpoints, Interrupted, read_checkpoint, save_encoder
+from twoview.command import output_dir, overrides, plain
+from twoview.data.datamodule import TwoViewDataModule
+from twoview.data.images import ImageSet
+from twoview.errors import UserError
+from twoview.model.base import ContrastiveModule
+from twoview.monitor import KNNMonitor, Meter, ViewSheet
+from twoview.progress import ProgressBar, clock
+from twoview.trainer import make_trainer
+
+log = logging.getLogger(__name__)
+
+KEYS = {"name": str, "seed": int, "epochs": int, "batch_size": int, "log_every_steps": int, "debug": bool, "resume": str | None}
+
+
+def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    """Trains as `config` says (plain containers, resolved) and returns the summary, which also stands in `run_dir/summary.json`.
+
+    Raises UserError for whatever the user can mend, before anything is written where that is possible.
+    """
+    check(config)
+    resume = config["resume"]
+    checkpoint = read_checkpoint(resume) if resume else None
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+
+    load = schema.build(config["data"])
+    train: ImageSet = load(split="train")
+    views: TwoViews = schema.build(config["augment"], mean=train.mean, std=train.std, seed=config["seed"])
+    data: TwoViewDataModule = schema.build(config["loader"], images=train, views=views)
+    encoder = schema.build(config["encoder"])
+    _check_fit(encoder, views, train)
+    if config["channels_last"]:
+        encoder = encoder.to(memory_format=torch.channels_last)
+    model: ContrastiveModule = schema.build(config["model"], encoder=encoder, optimizer=schema.build(config["optimizer"]))
+    model.global_batch_size = config["batch_size"]
+
+    normalization = {"mean": train.mean, "std": train.std}
+    meter = Meter(config["log_every_steps"])
+    knn = _knn(config, load, train, meter)
+    stored = {key: value for key, value in config.items() if key not in ("resume", "debug")}
+    checkpoints = Checkpoints(stored, normalization, **config["checkpoint"])
+    trainer: pl.Trainer = schema.build(
+        config["trainer"],
+        run_dir=str(run_dir),
+        max_epochs=config["epochs"],
+        callbacks=[meter, *([knn] if knn else []), ViewSheet(), ProgressBar(meter)],
+        checkpoints=checkpoints,
+        logger=_TensorBoard(save_dir=str(run_dir), name="", version=""),
+    )
+    _write_config(stored, run_dir)
+    for line in brief(config, model, data, trainer, run_dir):
+        log.info("%s", line)
+
+    stopped = None
+    try:
+        path = None if checkpoint is None else _file(resume)
+        trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+    except Interrupted as interruption:
+        stopped = interruption
+        log.info("stopped (%s) and saved. To go on:  python train.py resume=%s", stopped.reason, stopped.path)
+    about = {"config": stored, "normalization": {name: list(values) for name, values in normalization.items()}}
+    summary = summarise(config, model, trainer, meter, knn, stopped)
+    if trainer.is_global_zero:
+        save_encoder(model.encoder, about, run_dir / "encoder.safetensors")
+        (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raises UserError for a key that nothing takes and for values of a wrong type or out of range."""
+    for key, kind in KEYS.items():
+        if not schema.fits(config.get(key), kind):
+            raise UserError(f"{key}={config.get(key)!r} must be {'a whole number' if kind is int else getattr(kind, '__name__', kind)}")
+    known = {*KEYS, "channels_last", "checkpoint", "knn", "loader", "data", "augment", "encoder", "model", "optimizer", "trainer"}
+    for key in config:
+        if key not in known:
+            raise UserError(schema.unknown_key("", key, known))
+    if config["epochs"] < 1:
+        raise UserError(f"epochs={config['epochs']}: a run needs at least one epoch")
+    if not 0 <= config["seed"] < 2**32:
+        raise UserError(f"seed={config['seed']} must lie in [0, 2^32)")
+    schema.check(config)
+
+
+class _TensorBoard(TensorBoardLogger):
+    """Without the `hparams.yaml` that Lightning adds: `config.yaml` holds the configuration."""
+
+    def save(self) -> None:
+        self.experiment.flush()
+
+
+def _check_fit(encoder: torch.nn.Module, views: TwoViews, train: ImageSet) -> None:
+    """Sends two views of the first image through the encoder, so that what does not fit is said before the first step."""
+    first = torch.arange(1)
+    view = views(train.fetch(first), first, epoch=0)[0]
+    try:
+        with torch.no_grad():
+            h = encoder.eval()(view)
+    except RuntimeError as error:
+        raise UserError(
+            f"the encoder does not fit {train.name}, whose views have the shape {tuple(view.shape[1:])}: {str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        encoder.train()
+    if h.shape != (1, encoder.dim):
+        raise UserError(f"the encoder gives {tuple(h.shape)} for one image, but its `dim` is {encoder.dim}")
+
+
+def _knn(config: dict[str, Any], load: Any, train: ImageSet, meter: Meter) -> KNNMonitor | None:
+    if config["knn"] is None:
+        return None
+    test = load(split="test")
+    if train.labels is None or test is None or test.labels is None:
+        log.info("no kNN while training: %s has no labelled train and test split", train.name)
+        return None
+    monitor: KNNMonitor = schema.build(config["knn"], train=train, test=test, meter=meter)
+    return monitor
+
+
+def _file(path: str) -> str:
+    return str(Path(path) / "last.ckpt") if Path(path).is_dir() else path
+
+
+def _write_config(config: dict[str, Any], run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    except OSError as error:
+        raise UserError(f"cannot write into the run folder {run_dir}: {error.strerror}; choose another by hydra.run.dir=...") from error
+
+
+def brief(
+    config: dict[str, Any], model: ContrastiveModule, data: TwoViewDataModule, trainer: pl.Trainer, run_dir: Path
+) -> list[str]:
+    """What a run is going to do, in a few lines."""
+    encoder = config["encoder"]["_target_"].rpartition(".")[2]
+    parameters = sum(p.numel() for p in model.encoder.parameters()) / 1e6
+    recipe, batch = model.recipe, config["batch_size"]
+    share = f" ({batch // trainer.world_size} on each of {trainer.world_size} devices)" if trainer.world_size > 1 else ""
+    steps = data.batches_per_epoch * config["epochs"]
+    rule = {"linear": f"x {batch}/256", "sqrt": f"x sqrt({batch}/256)", "none": "as it is"}[recipe.lr_scaling]
+    shape = "x".join(map(str, data.images.shape[1:]))
+    return [
+        f"{type(model).__name__} with {encoder} ({parameters:.2f} M parameters, h of {model.encoder.dim}) "
+        f"on {data.images.name} ({len(data.images):,} images of {shape})",
+        f"batch {batch}{share} on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, {trainer.precision}; "
+        f"lr {recipe.lr(batch):.4g} = {recipe.lr_per_256:g} {rule} ({recipe.lr_scaling}), warm-up {recipe.warmup_epochs:g} epochs, cosine",
+        f"{steps:,} steps in {config['epochs']} epochs of {data.batches_per_epoch}; loss at chance level {model.chance_loss:.3f}",
+        f"everything goes to {run_dir}",
+    ]
+
+
+def summarise(
+    config: dict[str, Any],
+    model: ContrastiveModule,
+    trainer: pl.Trainer,
+    meter: Meter,
+    knn: KNNMonitor | None,
+    stopped: Interrupted | None,
+) -> dict[str, Any]:
+    """The run in numbers, with what is needed to believe and to repeat them."""
+    return {
+        "name": config["name"],
+        "status": f"stopped: {stopped.reason}" if stopped else "finished",
+        "epochs": trainer.global_step / max(1, trainer.num_training_batches),
+        "steps": trainer.global_step,
+        "loss": meter.latest.get("loss"),
+        "chance_loss": model.chance_loss,
+        "contrastive_accuracy": meter.latest.get("accuracy"),
+        "knn": None
+        if knn is None
+        else {
+            "final": knn.last,
+            "best": knn.best,
+            "best_epoch": knn.best_epoch,
+            "k": knn.k,
+            "temperature": knn.temperature,
+            "bank": len(knn.train),
+            "test": len(knn.test),
+        },
+        "training_seconds": round(meter.seconds, 2),
+        "training_time": clock(meter.seconds),
+        "images_per_second": trainer.global_step * config["batch_size"] / meter.seconds if meter.seconds else None,
+        "seed": config["seed"],
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the run ran on."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus, "system": platform.platform()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that the numbers depend on."""
+    return {
+        "twoview": twoview.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "pytorch_lightning": pl.__version__,
+    }
+
+
+def commit() -> str | None:
+    """The commit of the source tree, with `-dirty` where tracked files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=here, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None
+
+
+def main(composed: DictConfig) -> int:
+    """`train.py`: runs a composed configuration in the folder that Hydra made for it. Returns the exit code."""
+    run_dir = output_dir()
+    try:
+        config = plain(composed)
+        if config["resume"]:
+            config, run_dir = resumed(config, overrides()), Path(_file(config["resume"])).resolve().parent
+        summary = run(config, run_dir)
+    except BaseException:
+        _remove_if_empty(output_dir())
+        raise
+    if run_dir != output_dir():
+        _remove_if_empty(output_dir())
+    if summary["status"] != "finished":
+        return {"stopped: ctrl-C": 130, "stopped: SIGTERM": 143}.get(summary["status"], 0)
+    knn = summary["knn"]
+    score = f"kNN {knn['final']:.2%}, " if knn and knn["final"] is not None else ""
+    log.info("done in %s: %sloss %.3f", summary["training_time"], score, summary["loss"])
+    log.info("next:  python scripts/linear_probe.py ckpt=%s", run_dir / "last.ckpt")
+    return 0
+
+
+def resumed(config: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    """The configuration in the checkpoint that `config` resumes, with the values that the command line changes."""
+    stored = read_checkpoint(config["resume"])["twoview"]["config"]
+    merged = OmegaConf.create(stored)
+    OmegaConf.set_struct(merged, True)
+    for word in words:
+        key, _, _ = word.partition("=")
+        if key in ("resume", "debug"):
+            continue
+        if "." not in key and isinstance(stored.get(key), dict) or key not in flat(stored):
+            raise UserError(f"resume takes the configuration of the checkpoint; {word!r} cannot change it. Give values only, as epochs=200")
+        value = OmegaConf.select(OmegaConf.create(config), key)
+        log.info("resuming with %s=%s instead of %s", key, value, OmegaConf.select(merged, key))
+        OmegaConf.update(merged, key, value)
+    return plain(merged) | {"resume": config["resume"], "debug": config["debug"]}
+
+
+def flat(config: Any, path: str = "") -> dict[str, Any]:
+    """Nested containers as one dict with dotted keys."""
+    if not isinstance(config, dict) or not config:
+        return {path: config}
+    return {k: v for key, value in config.items() for k, v in flat(value, f"{path}.{key}" if path else str(key)).items()}
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,108 @@
+"""From configurations to objects. What a section holds is checked before anything is built: the signature of what a `_target_` names is the schema of its keys."""
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Union
+
+import hydra
+from omegaconf import OmegaConf
+
+from twoview.errors import UserError
+
+
+def build(node: Mapping[str, Any], **arguments: Any) -> Any:
+    """The object that a section with a `_target_` describes, its constructor called with its keys and `arguments`.
+
+    With `_partial_: true` the constructor itself comes back, its keys filled in.
+    """
+    # Arguments do not pass through Hydra, which would take data classes among them for configurations.
+    factory = hydra.utils.instantiate(OmegaConf.create(dict(node)), _partial_=True, _convert_="all")
+    return factory if node.get("_partial_") else factory(**arguments)
+
+
+def check(node: Any, path: str = "") -> None:
+    """Raises UserError for the first key that no constructor takes and the first value of a wrong type, in `node` and below."""
+    if not isinstance(node, Mapping):
+        return
+    if "_target_" in node:
+        _check_arguments(node, path)
+    for key, value in node.items():
+        check(value, f"{path}.{key}" if path else str(key))
+
+
+def _check_arguments(node: Mapping[str, Any], path: str) -> None:
+    target = _target(node, path)
+    takes = target.__init__ if inspect.isclass(target) else target
+    parameters = [p for p in inspect.signature(takes).parameters.values() if p.name != "self"]
+    hints = typing.get_type_hints(takes)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    known = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    for key, value in node.items():
+        if key in ("_target_", "_partial_", "_convert_", "_recursive_"):
+            continue
+        if key not in known and not open_ended:
+            raise UserError(unknown_key(path, str(key), known & set(node) | _plain(parameters, hints)))
+        if key in hints and not fits(value, hints[key]):
+            raise UserError(f"{path}.{key}={value!r} is not {_words(hints[key])}")
+
+
+def _plain(parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]) -> set[str]:
+    """Parameters that a configuration can give: those that hold plain values."""
+    return {p.name for p in parameters if fits(p.default, hints.get(p.name, Any)) and p.default is not p.empty}
+
+
+def _target(node: Mapping[str, Any], path: str) -> Callable[..., Any]:
+    try:
+        found: Callable[..., Any] = hydra.utils.get_object(node["_target_"])
+    except Exception as error:  # hydra wraps whatever the import of the module raised
+        raise UserError(f"{path}._target_={node['_target_']} cannot be imported: {error}") from error
+    return found
+
+
+def unknown_key(path: str, key: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"{path or 'the configuration'} has no key {key!r}.{hint} It has: {', '.join(known)}"
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value from a configuration can be passed where `hint` is annotated."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if isinstance(value, Mapping) and "_target_" in value:
+        return True  # an object of its own, checked on its own
+    if origin in (Union, types.UnionType):
+        return any(fits(value, a) for a in arguments)
+    if origin is Literal:
+        return value in arguments and type(value) in {type(a) for a in arguments}
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    if origin in (list, tuple, Sequence) or hint in (list, tuple):
+        element = arguments[0] if arguments else Any
+        return isinstance(value, list | tuple) and all(fits(v, element) for v in value)
+    if origin in (dict, Mapping) or hint is dict:
+        return isinstance(value, Mapping)
+    return not isinstance(value, str | int | float | bool | list) and value is not None
+
+
+def _words(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(a) for a in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(str(a) for a in arguments)
+    if origin in (list, tuple, Sequence):
+        return f"a list of {_words(arguments[0]) if arguments else 'values'}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return names.get(hint, f"a section with a _target_ ({getattr(hint, '__name__', hint)})")

@@ -1,0 +1,95 @@
+"""The Lightning trainer, with a device, a precision and a strategy that suit the machine."""
+
+import logging
+from datetime import timedelta
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+
+from twoview.checkpoint import AtomicCheckpointIO, Checkpoints
+from twoview.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def make_trainer(
+    run_dir: str,
+    max_epochs: int,
+    callbacks: list[pl.Callback],
+    checkpoints: Checkpoints,
+    logger: Any,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    precision: str = "auto",
+    sync_batchnorm: bool = False,
+    gradient_clip_val: float | None = None,
+    deterministic: bool = False,
+    benchmark: bool = True,
+    max_time: str | None = None,
+) -> pl.Trainer:
+    """A `pytorch_lightning.Trainer` for a contrastive run; the arguments that it has too mean what they mean there.
+
+    `precision="auto"` is bfloat16 autocast where the device computes in it, float16 on older GPUs, float32 elsewhere. Gradients are never
+    accumulated: a contrastive loss of two half batches is not that of the whole. `max_time` is a duration DD:HH:MM:SS (or shorter, MM:SS)
+    after which the run stops and saves its state. `checkpoints` come after all other `callbacks`.
+    """
+    checkpoints.max_seconds = None if max_time is None else seconds(max_time)
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator=gpu, but torch finds no GPU on this machine; use trainer=cpu or trainer=auto")
+    if devices == "auto" and accelerator == "cpu":
+        devices = 1
+    try:
+        return pl.Trainer(
+            default_root_dir=run_dir,
+            max_epochs=max_epochs,
+            callbacks=[*callbacks, checkpoints],
+            logger=logger,
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=best_precision(accelerator) if precision == "auto" else precision,  # type: ignore[arg-type]
+            sync_batchnorm=sync_batchnorm,
+            gradient_clip_val=gradient_clip_val,
+            deterministic=deterministic,
+            benchmark=benchmark and not deterministic,
+            plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False,  # the data module takes each rank's share of the global batch
+            enable_checkpointing=False,  # `twoview.checkpoint.Checkpoints` writes them
+            enable_progress_bar=False,  # `twoview.progress.Progress` shows it
+            enable_model_summary=False,
+        )
+    except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+def best_precision(accelerator: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
+    """The fastest precision that the device computes in natively and that trains as float32 does."""
+    if accelerator in ("gpu", "cuda"):
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if accelerator == "cpu" and cpu_has_bf16():
+        return "bf16-mixed"
+    return "32-true"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has bfloat16 dot products (AVX512-BF16 or AMX). Without them autocast is slower than float32."""
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check() for check in checks if check is not None)
+
+
+def seconds(duration: str) -> float:
+    """Seconds of a duration written DD:HH:MM:SS, HH:MM:SS or MM:SS."""
+    try:
+        parts = [int(part) for part in duration.split(":")]
+    except ValueError:
+        parts = []
+    if not 2 <= len(parts) <= 4 or min(parts) < 0 or sum(parts) == 0:
+        raise UserError(f"trainer.max_time={duration} must be a duration DD:HH:MM:SS, as in 00:01:30:00, or shorter, MM:SS")
+    d, h, m, s = [0] * (4 - len(parts)) + parts
+    return timedelta(days=d, hours=h, minutes=m, seconds=s).total_seconds()
