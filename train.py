@@ -1,15 +1,21 @@
-"""Pre-trains an encoder by contrast of two views:  python train.py model=simclr  (python train.py --help lists what there is)."""
+"""Pre-trains an encoder by contrast of two views:  python train.py model=simclr  (python train.py --help lists what
+there is).
+"""
 
 import sys
 
 try:
     from twoview.command import run_command
 except ModuleNotFoundError as error:
-    sys.exit(f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)")
+    sys.exit(
+        f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
+    )
 
 
-def task(config):  # noqa: ANN001, ANN201
-    from twoview.pretrain import main  # torch is imported here, so that --help and typing errors answer at once
+def task(config):
+    from twoview.pretrain import (
+        main,
+    )  # torch is imported here, so that --help and typing errors answer at once
 
     return main(config)
 

@@ -1,8 +1,8 @@
 """What a checkpoint holds, how it is written, and how an encoder comes back out of it.
 
-A checkpoint is Lightning's (weights, optimizer, schedule, progress) with one entry more, `twoview`: the resolved configuration and the
-normalisation of the images. It consists of tensors and plain containers, so it loads with `weights_only=True` and runs no code, and it
-rebuilds its own encoder.
+A checkpoint is Lightning's (weights, optimizer, schedule, progress) with one entry more, `twoview`: the resolved
+configuration and the normalisation of the images. It consists of tensors and plain containers, so it loads with
+`weights_only=True` and runs no code, and it rebuilds its own encoder.
 """
 
 import json
@@ -32,7 +32,9 @@ FORMAT = 1
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its destination, brings it to the disk and renames it: the file is always a whole one."""
+    """Writes a checkpoint beside its destination, brings it to the disk and renames it: the file is always a whole
+    one.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
@@ -45,12 +47,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(part, path)
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}; the checkpoint before it is untouched") from error
+            raise UserError(
+                f"cannot write {path}: {error.strerror or error}; the checkpoint before it is untouched"
+            ) from error
         finally:
             part.unlink(missing_ok=True)
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818
     """Training was asked to stop, and its state is saved in `path`."""
 
     def __init__(self, reason: str, path: Path) -> None:
@@ -61,7 +65,8 @@ class Interrupted(Exception):
 class Checkpoints(pl.Callback):
     """Writes `last.ckpt` every few epochs and at the end, and when the run is asked to stop.
 
-    A ctrl-C, SIGTERM or the end of `max_seconds` stops the run after the step at hand with `Interrupted`; a second ctrl-C at once.
+    A ctrl-C, SIGTERM or the end of `max_seconds` stops the run after the step at hand with `Interrupted`; a second
+    ctrl-C at once.
     """
 
     def __init__(
@@ -127,7 +132,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for damaged and for foreign files
-        raise UserError(f"{path} cannot be read as a checkpoint: it is damaged, or not a checkpoint of twoview") from error
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or not a checkpoint of twoview"
+        ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("twoview"), dict):
         raise UserError(f"{path} is not a checkpoint of twoview: it lacks the configuration that rebuilds the encoder")
     found = checkpoint["twoview"].get("format")
@@ -139,8 +146,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def load_encoder(path: str | Path) -> ImageEncoder:
     """The frozen encoder of a run, in eval mode: images (B, C, H, W) in [0, 1] -> h (B, D).
 
-    `path` is a checkpoint, a run folder or an `encoder.safetensors`. The network is rebuilt from the file alone; every weight must be there
-    and nothing else. The attribute `encoder` is the plain network, `config` the configuration of the run.
+    `path` is a checkpoint, a run folder or an `encoder.safetensors`. The network is rebuilt from the file alone;
+    every weight must be there and nothing else. The attribute `encoder` is the plain network, `config` the
+    configuration of the run.
     """
     path = Path(path).expanduser()
     if path.suffix == ".safetensors":
@@ -169,7 +177,9 @@ def build_encoder(config: Mapping[str, Any]) -> nn.Module:
 
 
 def instantiate_own(node: Mapping[str, Any], **arguments: Any) -> Any:
-    """Builds an object of twoview's from a configuration that may come from a stranger: targets outside the package are refused."""
+    """Builds an object of twoview's from a configuration that may come from a stranger: targets outside the package
+    are refused.
+    """
     _refuse_foreign(node)
     return build(node, **arguments)
 
@@ -178,7 +188,9 @@ def _refuse_foreign(node: Any) -> None:
     if isinstance(node, Mapping):
         target = node.get("_target_", "twoview.")
         if not (isinstance(target, str) and target.startswith("twoview.")):
-            raise UserError(f"the configuration in the checkpoint wants to call {target!r}, which is not part of twoview: refused")
+            raise UserError(
+                f"the configuration in the checkpoint wants to call {target!r}, which is not part of twoview: refused"
+            )
         for value in node.values():
             _refuse_foreign(value)
     elif isinstance(node, list | tuple):
@@ -207,5 +219,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     except (SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(about, dict):
-        raise UserError(f"{path} was not written by twoview: its metadata lack the configuration that rebuilds the encoder")
+        raise UserError(
+            f"{path} was not written by twoview: its metadata lack the configuration that rebuilds the encoder"
+        )
     return weights, about

@@ -1,6 +1,8 @@
-"""How a command starts and how it ends: Hydra's composition, one message for the person at the keyboard, and the exit code.
+"""How a command starts and how it ends: Hydra's composition, one message for the person at the keyboard, and the exit
+code.
 
-Exit codes: 0 done, 1 an error that the message explains, 130 stopped by ctrl-C and 143 by SIGTERM, both with the state saved.
+Exit codes: 0 done, 1 an error that the message explains, 130 stopped by ctrl-C and 143 by SIGTERM, both with the
+state saved.
 """
 
 import logging
@@ -22,6 +24,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich import get_console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
 from twoview.errors import UserError
@@ -32,19 +35,28 @@ log = logging.getLogger(__name__)
 
 
 def run_command(config_name: str, task: Callable[[DictConfig], int | None]) -> None:
-    """Composes `configs/<config_name>.yaml` with the words of the command line, hands it to `task` and exits with what that returns.
+    """Composes `configs/<config_name>.yaml` with the words of the command line, hands it to `task` and exits with
+    what that returns.
 
-    Whatever goes wrong ends in one message on stderr and exit code 1; with `debug=true` among the words, in its traceback.
+    Whatever goes wrong ends in one message on stderr and exit code 1; with `debug=true` among the words, in its
+    traceback.
     """
     if not CONFIGS.is_dir():
-        sys.exit(f"twoview: the folder {CONFIGS} is missing; install the package from its source tree with: pip install -e .")
+        sys.exit(
+            f"twoview: the folder {CONFIGS} is missing; install the package from its source tree with: pip install -e ."
+        )
     debug = any(word.replace(" ", "").lower() in ("debug=true", "debug=1") for word in sys.argv[1:])
     _quiet(debug)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra is to raise what it would print with a stack of its own
-    code: list[int] = []
+    codes: list[int] = []
 
     def job(config: DictConfig) -> None:
-        code.append(task(config) or 0)
+        try:
+            codes.append(task(config) or 0)
+        except Exception as error:  # said here: Hydra would put a message of its own before it
+            if debug:
+                raise
+            codes.append(_say(error))
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
@@ -53,10 +65,14 @@ def run_command(config_name: str, task: Callable[[DictConfig], int | None]) -> N
     except Exception as error:
         if debug:
             raise
-        get_console().file.flush()
-        print(f"error: {explain(error, config_name)}", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
-    sys.exit(max(code, default=0))
+        sys.exit(_say(error))
+    sys.exit(max(codes, default=0))
+
+
+def _say(error: Exception) -> int:
+    sys.stdout.flush()
+    print(f"error: {explain(error)}", file=sys.stderr)  # noqa: T201
+    return 1
 
 
 def output_dir() -> Path:
@@ -69,10 +85,10 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
-def explain(error: BaseException, config_name: str = "train") -> str:
+def explain(error: BaseException) -> str:
     """One message for a person: what is wrong, and what there is instead."""
     if isinstance(error, hydra.errors.InstantiationException) and error.__cause__ is not None:
-        return explain(error.__cause__, config_name)
+        return explain(error.__cause__)
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MissingConfigException):
@@ -89,7 +105,7 @@ def explain(error: BaseException, config_name: str = "train") -> str:
     if isinstance(error, HydraException):
         return " ".join(str(error).split())
     if isinstance(error, MemoryError) or "out of memory" in str(error):
-        return f"out of memory ({str(error).splitlines()[0] if str(error) else 'no more to be had'}): use a smaller batch_size"
+        return f"out of memory: use a smaller batch_size ({' '.join(str(error).split())[:200]})"
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     text = str(error).splitlines()[0] if str(error) else "no message"
@@ -134,7 +150,15 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def _quiet(debug: bool) -> None:
     """Our own messages, and of the libraries' what matters."""
-    handler = RichHandler(console=get_console(), show_time=False, show_level=False, show_path=False, highlighter=None)
+    handler: logging.Handler = logging.StreamHandler(sys.stdout)  # whole lines, for files and pipes
+    if get_console().is_terminal:  # shares the console with the progress bar, which stays below the messages
+        handler = RichHandler(
+            console=get_console(),
+            show_time=False,
+            show_level=False,
+            show_path=False,
+            highlighter=NullHighlighter(),
+        )
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.ERROR)

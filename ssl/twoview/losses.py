@@ -17,10 +17,11 @@ class Contrast(NamedTuple):
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     """Normalised temperature-scaled cross-entropy of SimCLR (arXiv 2002.05709, equation 1 and algorithm 1).
 
-    `z1`, `z2` (N, D) are projections of two views of the same N samples, of any scale and floating dtype. Each of the 2N rows has to
-    find its other view among the 2N - 1 others; the loss is the mean over all 2N rows. (The paper's TensorFlow code adds the means of
-    the two halves instead: twice this value.) The softmax is taken in float32 at least, under autocast too.
-    Returns a scalar; log(2N - 1) is the chance level. Raises ValueError for shapes that differ or a temperature that is not positive.
+    `z1`, `z2` (N, D) are projections of two views of the same N samples, of any scale and floating dtype. Each of the
+    2N rows has to find its other view among the 2N - 1 others; the loss is the mean over all 2N rows. (The paper's
+    TensorFlow code adds the means of the two halves instead: twice this value.) The softmax is taken in float32 at
+    least, under autocast too. Returns a scalar; log(2N - 1) is the chance level. Raises ValueError for shapes that
+    differ or a temperature that is not positive.
     """
     return nt_xent_contrast(z1, z2, temperature).loss
 
@@ -39,8 +40,8 @@ def nt_xent_contrast(z1: Tensor, z2: Tensor, temperature: float) -> Contrast:
 def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     """InfoNCE of MoCo (arXiv 1911.05722, equation 1): each query has to find its key among the key and K negatives.
 
-    `query`, `key` (N, D) and `negatives` (K, D), of any scale. Returns the mean over the N queries, a scalar; log(K + 1) is the chance
-    level. Raises ValueError for shapes that do not fit or a temperature that is not positive.
+    `query`, `key` (N, D) and `negatives` (K, D), of any scale. Returns the mean over the N queries, a scalar; log(K +
+    1) is the chance level. Raises ValueError for shapes that do not fit or a temperature that is not positive.
     """
     return info_nce_contrast(query, key, negatives, temperature).loss
 

@@ -1,4 +1,4 @@
-"""Monitors of a run: they read what the training step returns and what the encoder gives, and never touch the method."""
+"""Monitors of a run: they read what the training step and the encoder give, and never touch the method."""
 
 import csv
 import time
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
@@ -21,10 +22,12 @@ COLUMNS = ("step", "epoch", "loss", "chance_loss", "accuracy", "lr", "knn", "ima
 
 
 class Meter(pl.Callback):
-    """Loss, contrastive accuracy, learning rate and images/s, to TensorBoard and `metrics.csv` every `every_steps` steps.
+    """Loss, contrastive accuracy, learning rate and images/s, to TensorBoard and `metrics.csv` every `every_steps`
+    steps.
 
-    Sums stay on the training device and are read once per interval, so that the host does not wait for a GPU. `latest` holds the newest
-    values for whoever shows them. A loss that is not finite ends the run with a UserError before another checkpoint is written.
+    Sums stay on the training device and are read once per interval, so that the host does not wait for a GPU.
+    `latest` holds the newest values for whoever shows them. A loss that is not finite ends the run with a UserError
+    before another checkpoint is written.
     """
 
     def __init__(self, every_steps: int = 20) -> None:
@@ -105,9 +108,9 @@ class Meter(pl.Callback):
         if not torch.isfinite(loss):
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             raise UserError(
-                f"the loss is not finite at step {trainer.global_step} (epoch {trainer.current_epoch + 1}). The likely cause is a learning "
-                f"rate that is too high (lr={lr:.3g}): try a third of optimizer.lr_per_256, a longer optimizer.warmup_epochs, "
-                f"or trainer.precision=32-true. The checkpoint before it, if there is one, is untouched"
+                f"the loss is not finite at step {trainer.global_step} (epoch {trainer.current_epoch + 1}). The likely "
+                f"cause is too high a learning rate (lr={lr:.3g}): try a third of optimizer.lr_per_256, a longer "
+                f"optimizer.warmup_epochs, or trainer.precision=32-true. The checkpoint before it stays"
             )
 
 
@@ -125,9 +128,10 @@ def _keep_rows(path: Path, last_step: int) -> None:
 class KNNMonitor(pl.Callback):
     """kNN accuracy of the encoder's h on a labelled test set, every `every_epochs` epochs and after the last.
 
-    The encoder is in eval mode and computes in float32; images are not augmented. `bank` bounds the number of training images that vote
-    (an even draw over the set), for machines on which all of them take too long. Protocol: weighted vote of the `k` nearest by cosine with
-    weights exp(similarity / `temperature`) (Wu et al., arXiv 1805.01978; MoCo's CIFAR notebook: k=200, temperature 0.1).
+    The encoder is in eval mode and computes in float32; images are not augmented. `bank` bounds the number of
+    training images that vote (an even draw over the set), for machines on which all of them take too long. Protocol:
+    weighted vote of the `k` nearest by cosine with weights exp(similarity / `temperature`) (Wu et al., arXiv
+    1805.01978; MoCo's CIFAR notebook: k=200, temperature 0.1).
     """
 
     def __init__(
@@ -142,7 +146,8 @@ class KNNMonitor(pl.Callback):
     ) -> None:
         if every_epochs < 1 or k < 1 or not temperature > 0 or (bank is not None and bank < 1):
             raise UserError(
-                f"knn needs every_epochs, k and bank of at least 1 and a positive temperature, not {every_epochs}, {k}, {bank}, {temperature}"
+                f"knn needs every_epochs, k and bank of at least 1 and a positive temperature, "
+                f"not {every_epochs}, {k}, {bank} and {temperature}"
             )
         if bank is not None and bank < len(train):
             train = train.subset(permutation(len(train), seed=0, epoch=0, stream="knn bank")[:bank].sort().values)
@@ -156,7 +161,11 @@ class KNNMonitor(pl.Callback):
         return {"last": self.last, "best": self.best, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.last, self.best, self.best_epoch = state_dict["last"], state_dict["best"], state_dict["best_epoch"]
+        self.last, self.best, self.best_epoch = (
+            state_dict["last"],
+            state_dict["best"],
+            state_dict["best_epoch"],
+        )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
@@ -201,7 +210,7 @@ class ViewSheet(pl.Callback):
             sheet = self.draw(data)
             save_image(sheet, Path(trainer.default_root_dir) / "views.png")
             for logger in trainer.loggers:
-                if hasattr(logger.experiment, "add_image"):
+                if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image("views", sheet, global_step=0)
 
     def draw(self, data: TwoViewDataModule) -> Tensor:
@@ -209,7 +218,10 @@ class ViewSheet(pl.Callback):
         views = data.views
         index = permutation(len(data.images), data.seed, epoch=0)[: self.images].to(views.mean.device)
         originals = data.images.fetch(index).to(views.mean.device)
-        pictures = [originals.float() / 255, *(view * views.std + views.mean for view in views(originals, index, epoch=0))]
+        pictures = [
+            originals.float() / 255,
+            *(view * views.std + views.mean for view in views(originals, index, epoch=0)),
+        ]
         side = max(picture.shape[-1] for picture in pictures)
         scale = max(1, 64 // side)  # small images are shown enlarged, pixel by pixel
         rows = [
@@ -217,5 +229,3 @@ class ViewSheet(pl.Callback):
             for picture in pictures
         ]
         return make_grid(torch.cat(rows).cpu(), nrow=len(index), padding=2, pad_value=1.0)
-
-

@@ -13,10 +13,11 @@ from twoview.errors import UserError
 
 
 class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling (You, Gitman & Ginsburg, arXiv 1708.03888), in the form of SimCLR's TensorFlow code.
+    """Layer-wise adaptive rate scaling (You, Gitman & Ginsburg, arXiv 1708.03888), in the form of SimCLR's TensorFlow
+    code.
 
-    g <- g + wd w;  v <- momentum v + lr trust g;  w <- w - v,  with trust = `eta` |w| / |g|, or 1 where either norm is 0. The learning
-    rate is inside the momentum buffer. Groups with `adapt=False` (biases and norms) keep trust 1.
+    g <- g + wd w;  v <- momentum v + lr trust g;  w <- w - v,  with trust = `eta` |w| / |g|, or 1 where either norm
+    is 0. The learning rate is inside the momentum buffer. Groups with `adapt=False` (biases and norms) keep trust 1.
     """
 
     def __init__(
@@ -30,12 +31,15 @@ class LARS(Optimizer):
     ) -> None:
         if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0 or eta <= 0:
             raise UserError(
-                f"LARS needs lr >= 0, 0 <= momentum < 1, weight_decay >= 0 and eta > 0, not {lr}, {momentum}, {weight_decay}, {eta}"
+                f"LARS needs lr >= 0, 0 <= momentum < 1, weight_decay >= 0 and eta > 0, "
+                f"not {lr}, {momentum}, {weight_decay} and {eta}"
             )
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": adapt})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": adapt}
+        )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; `closure` as in torch.optim. No norm is read back by the host."""
         loss = None
         if closure is not None:
@@ -58,10 +62,10 @@ class LARS(Optimizer):
 class Recipe:
     """How a model is optimized: an optimizer, the rule for its learning rate, and which parameters decay.
 
-    The learning rate is written per 256 samples of the global batch of B: `lr_scaling` `linear` multiplies it by B / 256, `sqrt` by
-    sqrt(B / 256) (SimCLR, appendix B.1: better for small batches and short runs), `none` leaves it. Each step's rate rises linearly over
-    `warmup_epochs` and then follows half a cosine to 0. `decay_bias_and_norm=False` exempts biases and normalisation layers from
-    weight decay and from LARS's scaling.
+    The learning rate is written per 256 samples of the global batch of B: `lr_scaling` `linear` multiplies it by B /
+    256, `sqrt` by sqrt(B / 256) (SimCLR, appendix B.1: better for small batches and short runs), `none` leaves it.
+    Each step's rate rises linearly over `warmup_epochs` and then follows half a cosine to 0.
+    `decay_bias_and_norm=False` exempts biases and normalisation layers from weight decay and from LARS's scaling.
     """
 
     def __init__(
@@ -94,7 +98,9 @@ class Recipe:
         return self.lr_per_256 * {"linear": factor, "sqrt": math.sqrt(factor), "none": 1.0}[self.lr_scaling]
 
     def build(self, module: nn.Module, batch_size: int, steps: int, epochs: int) -> tuple[Optimizer, LambdaLR]:
-        """The optimizer of `module`'s trainable parameters and its schedule over `steps` optimizer steps in `epochs` epochs."""
+        """The optimizer of `module`'s trainable parameters and its schedule over `steps` optimizer steps in `epochs`
+        epochs.
+        """
         if self.warmup_epochs > epochs:
             raise UserError(f"optimizer.warmup_epochs={self.warmup_epochs} is longer than the run's epochs={epochs}")
         weights, biases_and_norms = split_parameters(module)
@@ -119,7 +125,9 @@ def split_parameters(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def warmup_cosine(warmup: int, steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate at a step: (step + 1) / `warmup`, then half a cosine from 1 towards 0 at step `steps`."""
+    """Factor of the learning rate at a step: (step + 1) / `warmup`, then half a cosine from 1 towards 0 at step
+    `steps`.
+    """
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -26,15 +26,25 @@ from twoview.errors import UserError
 from twoview.model.base import ContrastiveModule
 from twoview.monitor import KNNMonitor, Meter, ViewSheet
 from twoview.progress import ProgressBar, clock
-from twoview.trainer import make_trainer
 
 log = logging.getLogger(__name__)
 
-KEYS = {"name": str, "seed": int, "epochs": int, "batch_size": int, "log_every_steps": int, "debug": bool, "resume": str | None}
+SECTIONS = ("data", "augment", "encoder", "model", "optimizer", "trainer", "loader", "knn", "checkpoint")
+KEYS = {
+    "channels_last": bool,
+    "name": str,
+    "seed": int,
+    "epochs": int,
+    "batch_size": int,
+    "log_every_steps": int,
+    "debug": bool,
+    "resume": str | None,
+}
 
 
 def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
-    """Trains as `config` says (plain containers, resolved) and returns the summary, which also stands in `run_dir/summary.json`.
+    """Trains as `config` says (plain containers, resolved) and returns the summary, which also stands in
+    `run_dir/summary.json`.
 
     Raises UserError for whatever the user can mend, before anything is written where that is possible.
     """
@@ -51,7 +61,9 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     _check_fit(encoder, views, train)
     if config["channels_last"]:
         encoder = encoder.to(memory_format=torch.channels_last)
-    model: ContrastiveModule = schema.build(config["model"], encoder=encoder, optimizer=schema.build(config["optimizer"]))
+    model: ContrastiveModule = schema.build(
+        config["model"], encoder=encoder, optimizer=schema.build(config["optimizer"])
+    )
     model.global_batch_size = config["batch_size"]
 
     normalization = {"mean": train.mean, "std": train.std}
@@ -78,7 +90,10 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     except Interrupted as interruption:
         stopped = interruption
         log.info("stopped (%s) and saved. To go on:  python train.py resume=%s", stopped.reason, stopped.path)
-    about = {"config": stored, "normalization": {name: list(values) for name, values in normalization.items()}}
+    about = {
+        "config": stored,
+        "normalization": {name: list(values) for name, values in normalization.items()},
+    }
     summary = summarise(config, model, trainer, meter, knn, stopped)
     if trainer.is_global_zero:
         save_encoder(model.encoder, about, run_dir / "encoder.safetensors")
@@ -90,8 +105,8 @@ def check(config: dict[str, Any]) -> None:
     """Raises UserError for a key that nothing takes and for values of a wrong type or out of range."""
     for key, kind in KEYS.items():
         if not schema.fits(config.get(key), kind):
-            raise UserError(f"{key}={config.get(key)!r} must be {'a whole number' if kind is int else getattr(kind, '__name__', kind)}")
-    known = {*KEYS, "channels_last", "checkpoint", "knn", "loader", "data", "augment", "encoder", "model", "optimizer", "trainer"}
+            raise UserError(f"{key}={config.get(key)!r} is not {schema.words(kind)}")
+    known = {*KEYS, *SECTIONS}
     for key in config:
         if key not in known:
             raise UserError(schema.unknown_key("", key, known))
@@ -100,6 +115,10 @@ def check(config: dict[str, Any]) -> None:
     if not 0 <= config["seed"] < 2**32:
         raise UserError(f"seed={config['seed']} must lie in [0, 2^32)")
     schema.check(config)
+    schema.build(
+        config["augment"], mean=(0.0,), std=(1.0,)
+    )  # its ranges are checked before data are loaded, or downloaded
+    schema.build(config["optimizer"])
 
 
 class _TensorBoard(TensorBoardLogger):
@@ -110,7 +129,9 @@ class _TensorBoard(TensorBoardLogger):
 
 
 def _check_fit(encoder: torch.nn.Module, views: TwoViews, train: ImageSet) -> None:
-    """Sends two views of the first image through the encoder, so that what does not fit is said before the first step."""
+    """Sends two views of the first image through the encoder, so that what does not fit is said before the first
+    step.
+    """
     first = torch.arange(1)
     view = views(train.fetch(first), first, epoch=0)[0]
     try:
@@ -118,7 +139,8 @@ def _check_fit(encoder: torch.nn.Module, views: TwoViews, train: ImageSet) -> No
             h = encoder.eval()(view)
     except RuntimeError as error:
         raise UserError(
-            f"the encoder does not fit {train.name}, whose views have the shape {tuple(view.shape[1:])}: {str(error).splitlines()[0]}"
+            f"the encoder does not fit {train.name}, whose views have the shape {tuple(view.shape[1:])}: "
+            f"{str(error).splitlines()[0]}"
         ) from error
     finally:
         encoder.train()
@@ -146,26 +168,36 @@ def _write_config(config: dict[str, Any], run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     except OSError as error:
-        raise UserError(f"cannot write into the run folder {run_dir}: {error.strerror}; choose another by hydra.run.dir=...") from error
+        raise UserError(
+            f"cannot write into the run folder {run_dir}: {error.strerror}; choose another by hydra.run.dir=..."
+        ) from error
 
 
 def brief(
-    config: dict[str, Any], model: ContrastiveModule, data: TwoViewDataModule, trainer: pl.Trainer, run_dir: Path
+    config: dict[str, Any],
+    model: ContrastiveModule,
+    data: TwoViewDataModule,
+    trainer: pl.Trainer,
+    run_dir: Path,
 ) -> list[str]:
     """What a run is going to do, in a few lines."""
     encoder = config["encoder"]["_target_"].rpartition(".")[2]
     parameters = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     recipe, batch = model.recipe, config["batch_size"]
-    share = f" ({batch // trainer.world_size} on each of {trainer.world_size} devices)" if trainer.world_size > 1 else ""
+    share = (
+        f" ({batch // trainer.world_size} on each of {trainer.world_size} devices)" if trainer.world_size > 1 else ""
+    )
     steps = data.batches_per_epoch * config["epochs"]
     rule = {"linear": f"x {batch}/256", "sqrt": f"x sqrt({batch}/256)", "none": "as it is"}[recipe.lr_scaling]
     shape = "x".join(map(str, data.images.shape[1:]))
+    schedule = f"lr {recipe.lr(batch):.4g} = {recipe.lr_per_256:g} {rule} ({recipe.lr_scaling})"
     return [
         f"{type(model).__name__} with {encoder} ({parameters:.2f} M parameters, h of {model.encoder.dim}) "
         f"on {data.images.name} ({len(data.images):,} images of {shape})",
-        f"batch {batch}{share} on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, {trainer.precision}; "
-        f"lr {recipe.lr(batch):.4g} = {recipe.lr_per_256:g} {rule} ({recipe.lr_scaling}), warm-up {recipe.warmup_epochs:g} epochs, cosine",
-        f"{steps:,} steps in {config['epochs']} epochs of {data.batches_per_epoch}; loss at chance level {model.chance_loss:.3f}",
+        f"batch {batch}{share} on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, "
+        f"{trainer.precision}; {schedule}, warm-up {recipe.warmup_epochs:g} epochs, cosine",
+        f"{steps:,} steps in {config['epochs']} epochs of {data.batches_per_epoch}; "
+        f"loss at chance level {model.chance_loss:.3f}",
         f"everything goes to {run_dir}",
     ]
 
@@ -210,12 +242,24 @@ def summarise(
 
 def machine() -> dict[str, Any]:
     """What the run ran on."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        names = [
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ]
         model = names[0] if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus, "system": platform.platform()}
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "system": platform.platform(),
+    }
 
 
 def versions() -> dict[str, str]:
@@ -234,7 +278,11 @@ def commit() -> str | None:
     here = Path(__file__).parent
     try:
         described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=here, capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -272,8 +320,11 @@ def resumed(config: dict[str, Any], words: list[str]) -> dict[str, Any]:
         key, _, _ = word.partition("=")
         if key in ("resume", "debug"):
             continue
-        if "." not in key and isinstance(stored.get(key), dict) or key not in flat(stored):
-            raise UserError(f"resume takes the configuration of the checkpoint; {word!r} cannot change it. Give values only, as epochs=200")
+        if ("." not in key and isinstance(stored.get(key), dict)) or key not in flat(stored):
+            raise UserError(
+                f"resume takes the configuration of the checkpoint, and {word!r} cannot change it; "
+                "give values of its keys only, as epochs=200"
+            )
         value = OmegaConf.select(OmegaConf.create(config), key)
         log.info("resuming with %s=%s instead of %s", key, value, OmegaConf.select(merged, key))
         OmegaConf.update(merged, key, value)
@@ -284,7 +335,9 @@ def flat(config: Any, path: str = "") -> dict[str, Any]:
     """Nested containers as one dict with dotted keys."""
     if not isinstance(config, dict) or not config:
         return {path: config}
-    return {k: v for key, value in config.items() for k, v in flat(value, f"{path}.{key}" if path else str(key)).items()}
+    return {
+        k: v for key, value in config.items() for k, v in flat(value, f"{path}.{key}" if path else str(key)).items()
+    }
 
 
 def _remove_if_empty(folder: Path) -> None:

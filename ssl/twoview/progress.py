@@ -29,10 +29,17 @@ class ProgressBar(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start_step, self._start_time = trainer.global_step, time.monotonic()
         if trainer.is_global_zero and get_console().is_terminal:
-            columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), BarColumn(bar_width=None), _Text())
+            columns: tuple[ProgressColumn, ...] = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                _Text(),
+            )
             self._bar = Progress(*columns, console=get_console(), expand=True, refresh_per_second=4)
             self._task = self._bar.add_task(
-                self._epoch(trainer), total=trainer.estimated_stepping_batches, completed=trainer.global_step, text=""
+                self._epoch(trainer),
+                total=trainer.estimated_stepping_batches,
+                completed=trainer.global_step,
+                text="",
             )
             self._bar.start()
 
@@ -42,14 +49,17 @@ class ProgressBar(pl.Callback):
             self._start_step, self._start_time = trainer.global_step, time.monotonic()
         if self._bar is not None:
             self._bar.update(
-                self._task, completed=trainer.global_step, description=self._epoch(trainer), text=self._text(trainer)
+                self._task,
+                completed=trainer.global_step,
+                description=self._epoch(trainer),
+                text=self._text(trainer),
             )
         if done == 3 * WARM_STEPS and not self._warned:
             self._warned = True
             left = self.seconds_left(trainer)
             if left > HOUR and pl_module.device.type == "cpu" and trainer.is_global_zero:
                 log.warning(
-                    "on this CPU the run will take about %s; experiment=cifar10_cpu is made for CPUs and takes 15 minutes on 2 cores",
+                    "on this CPU the run will take about %s; experiment=cifar10_cpu takes 15 minutes on 2 cores",
                     clock(left),
                 )
 

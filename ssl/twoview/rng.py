@@ -1,8 +1,9 @@
 """Random numbers that are a function of counters, not of a generator's state.
 
-Philox 4x32-10 of Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), in plain integer tensor
-operations: the same bits on every device. The key is the run's seed; the counter says what the number is for (which sample, which
-epoch, which view, which operation), so nothing has to be stored to draw a number again and nothing depends on the order of drawing.
+Philox 4x32-10 of Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), in plain
+integer tensor operations: the same bits on every device. The key is the run's seed; the counter says what the number
+is for (which sample, which epoch, which view, which operation), so nothing has to be stored to draw a number again
+and nothing depends on the order of drawing.
 """
 
 import zlib
@@ -28,7 +29,12 @@ def philox(counter: Sequence[Tensor | int], key: tuple[int, int]) -> tuple[Tenso
     for _ in range(10):
         # The product of two 32-bit words wraps around in int64, but its bits are those of the unsigned product.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = ((p1 >> 32) & _WORD) ^ c1 ^ k0, p1 & _WORD, ((p0 >> 32) & _WORD) ^ c3 ^ k1, p0 & _WORD
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _WORD) ^ c1 ^ k0,
+            p1 & _WORD,
+            ((p0 >> 32) & _WORD) ^ c3 ^ k1,
+            p0 & _WORD,
+        )
         k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
     return c0, c1, c2, c3
 
@@ -41,9 +47,10 @@ def _device(values: Sequence[Tensor | int]) -> torch.device | None:
 class Draw:
     """The random numbers of a batch of views for one purpose, named `stream`.
 
-    `index` (B,) are sample numbers in [0, 2^32), `view` (B,) or an int in [0, 2^16), `epoch` in [0, 2^32), `seed` any 64-bit integer.
-    Each row of what is drawn depends on its own (seed, epoch, index, view) and on the name of the stream only: streams of an operation
-    stay as they are when other operations are added, removed or reordered, so that two policies can be compared on the same numbers.
+    `index` (B,) are sample numbers in [0, 2^32), `view` (B,) or an int in [0, 2^16), `epoch` in [0, 2^32), `seed` any
+    64-bit integer. Each row of what is drawn depends on its own (seed, epoch, index, view) and on the name of the
+    stream only: streams of an operation stay as they are when other operations are added, removed or reordered, so
+    that two policies can be compared on the same numbers.
     """
 
     seed: int

@@ -1,4 +1,6 @@
-"""From configurations to objects. What a section holds is checked before anything is built: the signature of what a `_target_` names is the schema of its keys."""
+"""From configurations to objects. What a section holds is checked before anything is built: the signature of what a
+`_target_` names is the schema of its keys.
+"""
 
 import difflib
 import inspect
@@ -24,7 +26,9 @@ def build(node: Mapping[str, Any], **arguments: Any) -> Any:
 
 
 def check(node: Any, path: str = "") -> None:
-    """Raises UserError for the first key that no constructor takes and the first value of a wrong type, in `node` and below."""
+    """Raises UserError for the first key that no constructor takes and the first value of a wrong type, in `node` and
+    below.
+    """
     if not isinstance(node, Mapping):
         return
     if "_target_" in node:
@@ -46,7 +50,7 @@ def _check_arguments(node: Mapping[str, Any], path: str) -> None:
         if key not in known and not open_ended:
             raise UserError(unknown_key(path, str(key), known & set(node) | _plain(parameters, hints)))
         if key in hints and not fits(value, hints[key]):
-            raise UserError(f"{path}.{key}={value!r} is not {_words(hints[key])}")
+            raise UserError(f"{path}.{key}={value!r} is not {words(hints[key])}")
 
 
 def _plain(parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]) -> set[str]:
@@ -58,7 +62,8 @@ def _target(node: Mapping[str, Any], path: str) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = hydra.utils.get_object(node["_target_"])
     except Exception as error:  # hydra wraps whatever the import of the module raised
-        raise UserError(f"{path}._target_={node['_target_']} cannot be imported: {error}") from error
+        reason = " ".join(str(error).splitlines()[:2])
+        raise UserError(f"{path}._target_={node['_target_']} cannot be imported: {reason}") from error
     return found
 
 
@@ -96,13 +101,14 @@ def fits(value: Any, hint: Any) -> bool:
     return not isinstance(value, str | int | float | bool | list) and value is not None
 
 
-def _words(hint: Any) -> str:
+def words(hint: Any) -> str:
+    """What `fits` accepts for a hint, for a message."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_words(a) for a in arguments)
+        return " or ".join(words(a) for a in arguments)
     if origin is Literal:
         return "one of " + ", ".join(str(a) for a in arguments)
     if origin in (list, tuple, Sequence):
-        return f"a list of {_words(arguments[0]) if arguments else 'values'}"
+        return f"a list of {words(arguments[0]) if arguments else 'values'}"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return names.get(hint, f"a section with a _target_ ({getattr(hint, '__name__', hint)})")

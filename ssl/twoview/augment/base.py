@@ -1,8 +1,8 @@
 """What an augmentation is, and the one seam of the project: a batch of samples becomes two views.
 
-Parameters are sampled apart from being applied, per sample, from counter-based random numbers (`twoview.rng`). So a view is a pure
-function of (seed, epoch, sample index, view number) and the policy: the same for any batch size, worker count or number of devices, and
-it can be shown again at any time.
+Parameters are sampled apart from being applied, per sample, from counter-based random numbers (`twoview.rng`). So a
+view is a pure function of (seed, epoch, sample index, view number) and the policy: the same for any batch size,
+worker count or number of devices, and it can be shown again at any time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,13 +55,11 @@ class BatchAugment:
 class TwoViews(nn.Module):
     """Turns a batch of images into two independently augmented, normalised views.
 
-    Args:
-        ops: the policy, augmentations by name in the order of application. The name is also the random stream of the operation.
-        mean, std: per channel, of pixels in [0, 1]; normalisation always comes last.
-        seed: with the epoch, index and view number it decides every random number.
-        strength: the paper's s, recorded for reference: policies hand it to their colour jitter by interpolation.
-        second: operations that replace those of the same name in the second view (`None` drops one), for methods with asymmetric
-            policies (BYOL, MoCo v3).
+    Args: ops: the policy, augmentations by name in the order of application. The name is also the random stream of
+        the operation. mean, std: per channel, of pixels in [0, 1]; normalisation always comes last. seed: with the
+        epoch, index and view number it decides every random number. strength: the paper's s, recorded for reference:
+        policies hand it to their colour jitter by interpolation. second: operations that replace those of the same
+        name in the second view (`None` drops one), for methods with asymmetric policies (BYOL, MoCo v3).
     """
 
     mean: Tensor
@@ -85,13 +83,17 @@ class TwoViews(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """`images` (B, C, H, W), uint8 or float in [0, 1]; `index` (B,) sample numbers. Returns two float32 (B, C, H', W')."""
+        """`images` (B, C, H, W), uint8 or float in [0, 1]; `index` (B,) sample numbers. Returns two float32 (B, C,
+        H', W').
+        """
         if self.policies[0] == self.policies[1]:  # one pass over both views
             view = torch.arange(2, device=index.device).repeat_interleave(len(index))  # (2B,)
             both = self.augment(images.repeat(2, 1, 1, 1), index.repeat(2), epoch, view, self.policies[0])
             first, second = self.normalize(both).chunk(2)
             return first, second
-        first, second = (self.normalize(self.augment(images, index, epoch, v, ops)) for v, ops in enumerate(self.policies))
+        first, second = (
+            self.normalize(self.augment(images, index, epoch, v, ops)) for v, ops in enumerate(self.policies)
+        )
         return first, second
 
     def augment(
@@ -112,7 +114,8 @@ def _policy(ops: Mapping[str, BatchAugment], replaced: Mapping[str, Any]) -> dic
     unknown = set(replaced) - set(ops)
     if unknown:
         raise UserError(
-            f"augment.second names {', '.join(sorted(unknown))}, which the policy lacks; it has {', '.join(ops) or 'no operations'}"
+            f"augment.second names {', '.join(sorted(unknown))}, which the policy lacks; "
+            f"it has {', '.join(ops) or 'no operations'}"
         )
     return {name: op for name, op in (dict(ops) | dict(replaced)).items() if op is not None}
 

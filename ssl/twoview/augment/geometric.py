@@ -1,8 +1,8 @@
 """Crops and flips, as two matrix products with a matrix of interpolation weights per sample.
 
-Resampling an axis is linear, so a crop with resize of image X is A X Bᵀ with A (H', H) and B (W', W) sparse rows of weights. Written as
-batched matrix products it runs at the speed of the hardware and equals torchvision's `resized_crop` on float images, whose kernels read
-no pixel from outside the crop.
+Resampling an axis is linear, so a crop with resize of image X is A X Bᵀ with A (H', H) and B (W', W) sparse rows of
+weights. Written as batched matrix products it runs at the speed of the hardware and equals torchvision's
+`resized_crop` on float images, whose kernels read no pixel from outside the crop.
 """
 
 import math
@@ -19,9 +19,10 @@ from twoview.rng import Draw
 class RandomResizedCrop(BatchAugment):
     """A random part of the image, resized: the crop of Inception, in torchvision's law.
 
-    `scale`: range of the crop's share of the area. `ratio`: range of width / height, log-uniform. `size`: side of the square result in
-    pixels, `None` keeps the input's size. `antialias`: widen the filter where the crop is reduced (torchvision's default; without effect
-    where crops are enlarged, as on CIFAR). `interpolation`: `bilinear` or `bicubic`.
+    `scale`: range of the crop's share of the area. `ratio`: range of width / height, log-uniform. `size`: side of the
+    square result in pixels, `None` keeps the input's size. `antialias`: widen the filter where the crop is reduced
+    (torchvision's default; without effect where crops are enlarged, as on CIFAR). `interpolation`: `bilinear` or
+    `bicubic`.
     """
 
     tries = 10
@@ -43,7 +44,9 @@ class RandomResizedCrop(BatchAugment):
         if size is not None and size < 1:
             raise UserError(f"RandomResizedCrop: size must be at least 1 pixel, not {size}")
         if interpolation not in _FILTERS:
-            raise UserError(f"RandomResizedCrop: interpolation must be one of {', '.join(_FILTERS)}, not {interpolation}")
+            raise UserError(
+                f"RandomResizedCrop: interpolation must be one of {', '.join(_FILTERS)}, not {interpolation}"
+            )
         if size is not None and p < 1:
             raise UserError("RandomResizedCrop: with a size of its own, p must be 1: a batch has one size")
         self.size = size
@@ -53,8 +56,9 @@ class RandomResizedCrop(BatchAugment):
     def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
         """`box` (n, 4) int64: top, left, height, width of each crop, in pixels.
 
-        torchvision's `RandomResizedCrop` makes up to ten tries for a crop that fits and falls back on a central one; here all ten are
-        drawn at once and the first that fits is taken, which is the same law. float64, so that rounding agrees between devices.
+        torchvision's `RandomResizedCrop` makes up to ten tries for a crop that fits and falls back on a central one;
+        here all ten are drawn at once and the first that fits is taken, which is the same law. float64, so that
+        rounding agrees between devices.
         """
         H, W = size
         u = draw.uniform64(2 * self.tries + 2)  # (n, 22)
@@ -74,9 +78,9 @@ class RandomResizedCrop(BatchAugment):
         return {"box": torch.stack([top, left, h, w], dim=1).long()}
 
     def _fallback(self, H: int, W: int) -> tuple[int, int]:
-        if W / H < self.ratio[0]:
+        if self.ratio[0] > W / H:
             return round(W / self.ratio[0]), W
-        if W / H > self.ratio[1]:
+        if self.ratio[1] < W / H:
             return H, round(H * self.ratio[1])
         return H, W
 
@@ -91,7 +95,9 @@ class RandomResizedCrop(BatchAugment):
         return x.clamp(0, 1) if self.interpolation == "bicubic" else x  # bicubic overshoots at edges
 
     def _weights(self, start: Tensor, length: Tensor, size_in: int, size_out: int) -> Tensor:
-        """Weights of each input pixel in each output pixel along one axis: float32 (B, size_out, size_in), rows sum to 1."""
+        """Weights of each input pixel in each output pixel along one axis: float32 (B, size_out, size_in), rows sum
+        to 1.
+        """
         kernel, support, clamps = _FILTERS[self.interpolation]
         scale = (length.float() / size_out)[:, None, None]  # (B, 1, 1) input pixels per output pixel
         reach = scale.clamp(min=1) if self.antialias else torch.ones_like(scale)  # filter width

@@ -19,9 +19,10 @@ _ORDERS = torch.tensor(  # the 24 orders of brightness 0, contrast 1, saturation
 class ColorJitter(BatchAugment):
     """Brightness, contrast, saturation and hue in a random order of their own for each image (SimCLR, appendix A).
 
-    At `strength` 1, factors are drawn from [max(0, 1 - x), 1 + x] for x = `brightness`, `contrast`, `saturation`, and the hue is turned
-    by a share of the colour circle in [-`hue`, `hue`]. `strength` multiplies all four: it is the paper's s with the paper's defaults
-    0.8, 0.8, 0.8, 0.2. Needs three channels, or one (then only brightness and contrast do something).
+    At `strength` 1, factors are drawn from [max(0, 1 - x), 1 + x] for x = `brightness`, `contrast`, `saturation`, and
+    the hue is turned by a share of the colour circle in [-`hue`, `hue`]. `strength` multiplies all four: it is the
+    paper's s with the paper's defaults 0.8, 0.8, 0.8, 0.2. Needs three channels, or one (then only brightness and
+    contrast do something).
     """
 
     def __init__(
@@ -40,12 +41,16 @@ class ColorJitter(BatchAugment):
             if not value >= 0:
                 raise UserError(f"ColorJitter: {name} must not be negative, got {value}")
         if not 0 <= hue * strength <= 0.5:
-            raise UserError(f"ColorJitter: hue x strength must lie in [0, 0.5], not {hue} x {strength} = {hue * strength:g}")
+            raise UserError(
+                f"ColorJitter: hue x strength must lie in [0, 0.5], not {hue} x {strength} = {hue * strength:g}"
+            )
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
         self.strength = strength
 
     def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
-        """`brightness`, `contrast`, `saturation`, `hue` (n,), and `order` (n, 4): a permutation of 0 ... 3 in that naming."""
+        """`brightness`, `contrast`, `saturation`, `hue` (n,), and `order` (n, 4): a permutation of 0 ... 3 in that
+        naming.
+        """
         u = draw.uniform(5)  # (n, 5)
         params = {}
         for i, name in enumerate(("brightness", "contrast", "saturation")):
@@ -76,7 +81,9 @@ class ColorJitter(BatchAugment):
         return result
 
     def _masked(self, images: Tensor, params: Params, hue_place: Tensor) -> Tensor:
-        """The same without shapes that depend on the data, so that the host never waits for a GPU: linear steps run twice under a mask."""
+        """The same without shapes that depend on the data, so that the host never waits for a GPU: linear steps run
+        twice under a mask.
+        """
         x = images
         for position in range(3):
             x = _blend(x, position, params, active=position < hue_place)
@@ -92,7 +99,10 @@ def _blend(x: Tensor, position: int, params: Params, active: Tensor | None = Non
     The base is black for brightness, the mean luminance for contrast and the luminance of each pixel for saturation.
     """
     step = params["order"][:, position]  # (B,)
-    table = torch.stack([params["brightness"], params["contrast"], params["saturation"], torch.ones_like(params["hue"])], dim=1)
+    table = torch.stack(
+        [params["brightness"], params["contrast"], params["saturation"], torch.ones_like(params["hue"])],
+        dim=1,
+    )
     f = table.gather(1, step[:, None])[:, 0]  # (B,)
     if active is not None:
         f = torch.where(active, f, 1.0)
@@ -114,9 +124,11 @@ def gray(x: Tensor) -> Tensor:
 
 
 def turn_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turns the hue of `x` (B, 3, H, W) by `shift` (B, 1, 1, 1), a share of the colour circle, at equal value and saturation in HSV.
+    """Turns the hue of `x` (B, 3, H, W) by `shift` (B, 1, 1, 1), a share of the colour circle, at equal value and
+    saturation in HSV.
 
-    In HSV each channel is v - v s max(0, min(1, k, 4 - k)) with k = (n + 6 h) mod 6 and n = 5, 3, 1 for red, green, blue.
+    In HSV each channel is v - v s max(0, min(1, k, 4 - k)) with k = (n + 6 h) mod 6 and n = 5, 3, 1 for red, green,
+    blue.
     """
     v, lowest = x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True)  # (B, 1, H, W)
     chroma = v - lowest
@@ -141,15 +153,17 @@ class Grayscale(BatchAugment):
         if images.shape[1] == 1:
             return images
         if images.shape[1] != 3:
-            raise UserError(f"Grayscale needs images of 1 or 3 channels, not {images.shape[1]}; take it out of the policy")
+            raise UserError(
+                f"Grayscale needs images of 1 or 3 channels, not {images.shape[1]}; take it out of the policy"
+            )
         return gray(images).expand_as(images)
 
 
 class GaussianBlur(BatchAugment):
     """Blur with a Gaussian of random width (SimCLR, appendix A: p 0.5, 10 % of the side as the kernel).
 
-    `sigma`: range in pixels. `kernel_size`: taps, odd; `None` takes a tenth of the smaller side, made odd, at least 3. The border is reflected,
-    as in torchvision (the paper's code pads with zeros).
+    `sigma`: range in pixels. `kernel_size`: taps, odd; `None` takes a tenth of the smaller side, made odd, at least
+    3. The border is reflected, as in torchvision (the paper's code pads with zeros).
     """
 
     def __init__(self, sigma: Sequence[float] = (0.1, 2.0), kernel_size: int | None = None, p: float = 0.5) -> None:
@@ -164,14 +178,16 @@ class GaussianBlur(BatchAugment):
         return {"sigma": self.sigma[0] + (self.sigma[1] - self.sigma[0]) * draw.uniform(1)[:, 0]}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
-        B, C, H, W = images.shape
+        H, W = images.shape[-2:]
         taps = self.kernel_size or max(3, min(H, W) // 10 | 1)
         radius = taps // 2
         if radius >= min(H, W):
             raise UserError(f"GaussianBlur: kernel_size {taps} is too large for images of {H} x {W} pixels")
+        if len(images) == 0:
+            return images
         offset = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float32)  # (taps,)
         kernel = torch.softmax(-0.5 * (offset / params["sigma"][:, None]) ** 2, dim=1)  # (B, taps), sums to 1
-        x = F.pad(images, (radius, radius, radius, radius), mode="reflect") if B else images
         kernel = kernel[:, :, None, None, None]
-        x = sum(kernel[:, i] * x[:, :, :, i : i + W] for i in range(taps)) if B else x  # along the width
-        return sum(kernel[:, i] * x[:, :, i : i + H] for i in range(taps)) if B else x  # along the height
+        x = F.pad(images, (radius, radius, radius, radius), mode="reflect")
+        x = torch.stack([kernel[:, i] * x[..., i : i + W] for i in range(taps)]).sum(dim=0)  # along the width
+        return torch.stack([kernel[:, i] * x[..., i : i + H, :] for i in range(taps)]).sum(dim=0)  # along the height

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky, "Learning multiple layers of features from tiny images", 2009).
 
-50,000 train and 10,000 test images of 32 x 32 pixels each, in 10 or 100 classes. Found in torchvision's layout
-or as Hugging Face Parquet shards, else downloaded.
+50,000 train and 10,000 test images of 32 x 32 pixels each, in 10 or 100 classes. Found in torchvision's
+layout or as Hugging Face Parquet shards, else downloaded.
 """
 
 import hashlib
@@ -72,12 +72,12 @@ CIFAR100 = Source(
 
 
 def cifar10(root: str | Path, split: str) -> ImageSet:
-    """From `<root>/cifar-10-batches-py`, else `<root>/cifar10/{train,test}-*.parquet`, else downloaded to `root`."""
+    """`<root>/cifar-10-batches-py`, else `<root>/cifar10/{train,test}-*.parquet`, else downloaded."""
     return _load(CIFAR10, Path(root).expanduser(), split)
 
 
 def cifar100(root: str | Path, split: str) -> ImageSet:
-    """With the 100 fine labels; from `<root>/cifar-100-python`, `<root>/cifar100/*.parquet`, or downloaded likewise."""
+    """The same from `<root>/cifar-100-python` or `<root>/cifar100`; labels are the 100 fine ones."""
     return _load(CIFAR100, Path(root).expanduser(), split)
 
 
@@ -94,16 +94,14 @@ def _load(source: Source, root: Path, split: str) -> ImageSet:
     has = f"{len(images):,} images of {tuple(images.shape[1:])} in {len(classes)} classes"
     needs = f"{ROWS[split]:,} images of {SHAPE} in {source.classes} classes"
     if has != needs:
-        raise UserError(
-            f"{place} is not {source.title}: {split} has {has}, not {needs}; delete it and get it again"
-        )
+        raise UserError(f"{place} is not {source.title}: {split} has {has}, not {needs}; delete it and get it again")
     if int(labels.min()) < 0 or int(labels.max()) >= len(classes):
         raise UserError(f"{place} has labels outside 0 ... {len(classes) - 1}: delete it and get it again")
     return ImageSet(source.name, images, labels, classes, source.mean, source.std)
 
 
 def _read_batches(source: Source, folder: Path, split: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """torchvision's layout: pickles. Unpickling runs code, so nothing is unpickled before its checksum is right."""
+    """torchvision's layout: pickles. Unpickling can run code, so it waits until the checksum is right."""
     remedy = f"delete {folder} to have {source.title} downloaded again"
 
     def unpickle(name: str, md5: str) -> dict[str, Any]:
@@ -154,8 +152,8 @@ def _complete(folder: Path, split: str) -> list[Path]:
 def _cached(name: str, files: Sequence[Path], decode: Callable[[], Tensor]) -> Tensor:
     """Decoded images of a split, kept in the user's cache if decoding took long.
 
-    The file is an .npz, whose CRC-32 is checked in reading; its name holds a digest of the names, sizes and times of
-    the source files. A damaged, foreign or unwritable cache costs time, never the run.
+    The file is an .npz, whose CRC-32 is checked in reading; its name holds a digest of the names, sizes and
+    times of the source files. A damaged, foreign or unwritable cache costs time, never the run.
     """
     stamp = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     digest = hashlib.sha256(repr(stamp).encode()).hexdigest()
@@ -188,8 +186,8 @@ def _download(source: Source, root: Path) -> None:
     folder = root / source.files.base_folder
     ways = (
         f"put it there as {folder} (torchvision's layout) or as {root / source.name}/train-*.parquet and "
-        "test-*.parquet (Hugging Face shards); or set $TWOVIEW_DATA or data.root to the folder that holds one of "
-        "these; or use data=shapes, which needs no download"
+        "test-*.parquet (Hugging Face shards); or set $TWOVIEW_DATA or data.root to the folder that holds "
+        "one of these; or use data=shapes, which needs no download"
     )
     log.info("%s is not in %s: downloading %s", source.title, root, source.files.url)
     if not _reachable(source.files.url):
@@ -212,7 +210,7 @@ def _download(source: Source, root: Path) -> None:
 
 
 def _reachable(url: str) -> bool:
-    """Whether the address answers within `CONNECT_SECONDS`; in a thread, as name resolution has no timeout of its own."""
+    """Whether the address answers in time; asked in a thread, as name resolution has no timeout."""
     answers: list[bool] = []
 
     def ask() -> None:

@@ -1,8 +1,8 @@
 """From an `ImageSet` to batches of two views.
 
-The order of samples is a function of (seed, epoch), and rank r of W takes its share of each *global* batch, so a global batch holds the
-same samples for every W. The epoch and the batches that are still to come follow from the number of steps made: a run that resumes in
-the middle of an epoch goes on with the next batch.
+The order of samples is a function of (seed, epoch), and rank r of W takes its share of each *global* batch, so a
+global batch holds the same samples for every W. The epoch and the batches that are still to come follow from the
+number of steps made: a run that resumes in the middle of an epoch goes on with the next batch.
 """
 
 from collections.abc import Iterator
@@ -21,11 +21,12 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class TwoViewDataModule(pl.LightningDataModule):
-    """Yields `(images uint8 (B, C, H, W), index (B,), label (B,))` and makes `((v1, v2), index, label)` of them on the training device.
+    """Yields `(images uint8 (B, C, H, W), index (B,), label (B,))` and makes `((v1, v2), index, label)` of them on
+    the training device.
 
-    `batch_size` is that of the global batch, over all devices. `drop_last` leaves out an incomplete last batch. Sets in memory move to the
-    training device as a whole; others are decoded by `num_workers` processes. `max_batches` shortens every epoch, for trials. Labels of
-    unlabelled sets are -1.
+    `batch_size` is that of the global batch, over all devices. `drop_last` leaves out an incomplete last batch. Sets
+    in memory move to the training device as a whole; others are decoded by `num_workers` processes. `max_batches`
+    shortens every epoch, for trials. Labels of unlabelled sets are -1.
     """
 
     def __init__(
@@ -70,7 +71,8 @@ class TwoViewDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         if self.batch_size % self.trainer.world_size:
             raise UserError(
-                f"batch_size={self.batch_size} is the global batch and must divide by the {self.trainer.world_size} devices of the run"
+                f"batch_size={self.batch_size} is the global batch and must divide by the "
+                f"{self.trainer.world_size} devices of the run"
             )
         device = self.trainer.strategy.root_device
         self.views.to(device)
@@ -84,7 +86,9 @@ class TwoViewDataModule(pl.LightningDataModule):
             pin_memory=workers > 0 and device.type == "cuda",
         )
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    def on_after_batch_transfer(
+        self, batch: Batch, dataloader_idx: int
+    ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         assert self.trainer is not None
         images, index, label = batch
         return self.views(images, index, self.trainer.current_epoch), index, label
@@ -116,4 +120,8 @@ class _Fetch(Dataset[Batch]):
         self.labels = images.labels if images.labels is not None else torch.full((len(images),), -1)
 
     def __getitem__(self, index: Tensor) -> Batch:
-        return self.images.fetch(index), index.to(self.labels.device), self.labels[index.to(self.labels.device)]
+        return (
+            self.images.fetch(index),
+            index.to(self.labels.device),
+            self.labels[index.to(self.labels.device)],
+        )

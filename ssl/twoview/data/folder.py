@@ -20,21 +20,20 @@ def image_folder(
     test: str = "test",
     in_memory: bool | Literal["auto"] = "auto",
 ) -> ImageSet | None:
-    """The images of `<root>/<train>` or `<root>/<test>`; with neither there, `root` itself is the train split.
+    """The images of `<root>/<train>` or `<root>/<test>`; with neither there, `root` is the train split.
 
-    Sub-folders that directly hold images are the classes, in the order of their names; without any, the folder's own
-    images are the set, unlabelled. Hidden files and other suffixes are ignored. `size`: every image is resized and
-    centre-cropped to (size, size); None: they must have one size as they are. `in_memory`: decode all now into one
-    array, or each when asked for; "auto" by the size of that array. Class names, mean and std are those of train.
+    Sub-folders that directly hold images are the classes, in the order of their names; without any, the
+    folder's own images are the set, unlabelled. Hidden files and other suffixes are ignored. `size`: every
+    image is resized and centre-cropped to (size, size); None: they must have one size as they are.
+    `in_memory`: decode all now into one array, or each when asked for; "auto" by the size of that array.
+    Class names, mean and std are those of train.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: set data.root to the folder of your images")
     has_train, has_test = (root / train).is_dir(), (root / test).is_dir()
     if has_test and not has_train:
-        raise UserError(
-            f"{root} has a folder {test!r} but no {train!r}: set data.train to that of your train images"
-        )
+        raise UserError(f"{root} has a folder {test!r} but no {train!r}: set data.train to that of your train images")
     if split == "test" and not has_test:
         return None
     folder = root / train if has_train else root
@@ -57,11 +56,12 @@ def image_folder(
 
 
 def _find(folder: Path) -> tuple[list[Path], list[str]]:
-    """The image files below a folder, in order of their names, and the class of each ([] for a flat folder)."""
+    """The image files below a folder, ordered by name, and the class of each ([] for a flat folder)."""
     try:
         above = {folder.resolve(), *folder.resolve().parents}
         entries = [folder / name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
-        # A link back to where it lies is no class. os.path.isdir, because it is quiet about links that lead nowhere.
+        # A link back to where it lies is no class. os.path.isdir, because it is quiet about links that lead
+        # nowhere.
         folders = [entry for entry in entries if os.path.isdir(entry) and entry.resolve() not in above]
         found = [
             (entry / name, entry.name)

@@ -1,7 +1,7 @@
 """Image sets: what every loader returns and every consumer reads, and the decoding of image files.
 
-A loader is a plain function `(..., split) -> ImageSet | None`, `split` being "train" or "test" and None meaning
-that the set has no such split.
+A loader is a plain function `(..., split) -> ImageSet | None`, `split` being "train" or "test" and None
+meaning that the set has no such split.
 """
 
 import hashlib
@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Pillow knows more formats, and hands one of them (EPS) to an external program: not for the files of strangers.
+# Pillow knows more formats, and hands one of them (EPS) to an external program: not for the files of
+# strangers.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IN_MEMORY_BYTES = 2**30  # sets up to this size are decoded once into one array
 STATISTICS_SAMPLE = 2000  # images at most from which mean and std are computed
@@ -49,9 +50,10 @@ class Images(Protocol):
 class ImageSet:
     """Images with all that is known about them.
 
-    `images` is one uint8 array (N, C, H, W), or an `Images` that decodes on demand. `labels` is int64 (N,) with values
-    below `len(classes)`, or None with `classes` empty. `mean` and `std` are per channel, of pixels in [0, 1], and
-    always those of the train split. `factors` holds what else is known of each image (N,), for diagnosis only.
+    `images` is one uint8 array (N, C, H, W), or an `Images` that decodes on demand. `labels` is int64 (N,)
+    with values below `len(classes)`, or None with `classes` empty. `mean` and `std` are per channel, of
+    pixels in [0, 1], and always those of the train split. `factors` holds what else is known of each image
+    (N,), for diagnosis only.
     """
 
     name: str
@@ -100,7 +102,7 @@ class ImageSet:
         return isinstance(self.images, Tensor)
 
     def fetch(self, index: Tensor) -> Tensor:
-        """The images of an index (B,): uint8 (B, C, H, W), on the device of the set (on demand: on the CPU)."""
+        """Images by index (B,): uint8 (B, C, H, W), on the device of the set (on demand: on the CPU)."""
         if isinstance(self.images, Tensor):
             return self.images[index.to(self.images.device)]
         return torch.stack([self.images[i] for i in index.tolist()])
@@ -136,9 +138,9 @@ class ImageSet:
         sha = hashlib.sha256(repr((len(self), *self.shape)).encode())
         for start in range(0, len(self), 1024):
             batch = self.fetch(torch.arange(start, min(start + 1024, len(self))))
-            sha.update(memoryview(batch.cpu().contiguous().numpy()))
+            sha.update(batch.cpu().numpy().tobytes())
         if self.labels is not None:
-            sha.update(memoryview(self.labels.cpu().contiguous().numpy()))
+            sha.update(self.labels.cpu().numpy().tobytes())
         return sha.hexdigest()
 
 
@@ -163,8 +165,8 @@ class Selection:
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Hold out a fraction of every class; returns `(keep_index, held_out_index)`, both int64 and ascending.
 
-    Each class is rounded to the nearest count, but one of at least two samples has at least one in both parts; a class
-    of a single sample is kept whole. The same labels, fraction and seed give the same split.
+    Each class is rounded to the nearest count, but one of at least two samples has at least one in both
+    parts; a class of a single sample is kept whole. The same labels, fraction and seed give the same split.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
@@ -181,9 +183,10 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 def pixel_statistics(images: Tensor | Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, over all pixels in [0, 1].
 
-    Of all images, or of a fixed random draw where there are many (`statistics_sample`): the same numbers whether the
-    images lie in memory or are decoded on demand, and the test split gets those of train without decoding all of it.
-    The deviation is at least one grey level (1 / 255), so that a constant image can be normalised.
+    Of all images, or of a fixed random draw where there are many (`statistics_sample`): the same numbers
+    whether the images lie in memory or are decoded on demand, and the test split gets those of train without
+    decoding all of it. The deviation is at least one grey level (1 / 255), so that a constant image can be
+    normalised.
     """
     sample = statistics_sample(len(images))
     batches: Iterable[Tensor]
@@ -203,7 +206,7 @@ def pixel_statistics(images: Tensor | Images) -> tuple[tuple[float, ...], tuple[
 
 
 def statistics_sample(n: int) -> Tensor:
-    """Which of n images mean and std are computed from: a fixed draw, int64 (at most `STATISTICS_SAMPLE`,)."""
+    """Which of n images mean and std come from: a fixed draw, int64 (at most `STATISTICS_SAMPLE`,)."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:STATISTICS_SAMPLE]
 
 
@@ -237,8 +240,9 @@ def open_image(source: Path | Blob) -> Image.Image:
 def decode(source: Path | Blob, size: int | None = None) -> np.ndarray:
     """Decode an image file to RGB, uint8 (H, W, 3); of an animation the first frame, of 16 bits the upper 8.
 
-    Transparency is dropped, not blended. With `size` the largest centred square is resized to (size, size), with
-    antialiasing: what "shorter side to `size`, then centre crop" gives, without ever making the long side.
+    Transparency is dropped, not blended. With `size` the largest centred square is resized to (size, size),
+    with antialiasing: what "shorter side to `size`, then centre crop" gives, without ever making the long
+    side.
     """
     with open_image(source) as image:
         try:
@@ -261,9 +265,9 @@ def decode(source: Path | Blob, size: int | None = None) -> np.ndarray:
 
 
 class Encoded:
-    """Image files decoded on demand (the `Images` protocol): to (size, size), or all to the size that the first has."""
+    """Image files decoded on demand (see `Images`), to (size, size) or to the size that the first one has."""
 
-    def __init__(self, sources: Sequence[Path] | Sequence[Blob], size: int | None = None) -> None:
+    def __init__(self, sources: Sequence[Path | Blob], size: int | None = None) -> None:
         if size is not None and size < 1:
             raise UserError(f"data.size must be at least 1, got {size}")
         self.sources = sources
@@ -287,14 +291,13 @@ class Encoded:
         _, h, w = self.shape
         if (width, height) != (w, h):
             raise UserError(
-                f"{self.sources[0]} has {w} x {h} pixels, {self.sources[index]} has {width} x {height}: images of "
-                "one set need one size; data.size=224 resizes and crops them all to 224 x 224"
+                f"{self.sources[0]} has {w} x {h} pixels, {self.sources[index]} has {width} x {height}: "
+                "images of one set need one size; data.size=224 resizes and crops them all to 224 x 224"
             )
 
     def check_all(self) -> None:
         """Whether all images have one size, from their headers."""
-        for index, (width, height) in enumerate(in_threads(header_size, list(self.sources))):
-            self.check(index, width, height)
+        self._each(lambda index: self.check(index, *header_size(self.sources[index])))
 
     def decode_all(self) -> Tensor:
         """All images, uint8 (N, 3, H, W)."""
@@ -302,15 +305,21 @@ class Encoded:
         log.info("decoding %s images to %d x %d pixels", f"{n:,}", w, h)
         images = np.empty((n, c, h, w), dtype=np.uint8)
 
-        def fill(start: int) -> None:
-            for i in range(start, min(start + 64, n)):
-                images[i] = self.decode(i)
+        def fill(index: int) -> None:
+            images[index] = self.decode(index)
+
+        self._each(fill)
+        return torch.from_numpy(images)
+
+    def _each(self, work: Callable[[int], None]) -> None:
+        def some(start: int) -> None:
+            for index in range(start, min(start + 64, len(self))):
+                work(index)
 
         # The work on tiny images is in Python, where threads only get in each other's way.
-        tiny = self.size is None and h * w <= 64 * 64
-        for _ in (map if tiny else in_threads)(fill, range(0, n, 64)):
+        tiny = self.size is None and max(self.shape) <= 64
+        for _ in (map if tiny else in_threads)(some, range(0, len(self), 64)):
             pass
-        return torch.from_numpy(images)
 
 
 def header_size(source: Path | Blob) -> tuple[int, int]:
@@ -320,11 +329,11 @@ def header_size(source: Path | Blob) -> tuple[int, int]:
 
 
 def load_images(
-    sources: Sequence[Path] | Sequence[Blob],
+    sources: Sequence[Path | Blob],
     size: int | None = None,
     in_memory: bool | Literal["auto"] = "auto",
 ) -> Tensor | Encoded:
-    """Image files as one array uint8 (N, 3, H, W); decoded on demand if that would be over `IN_MEMORY_BYTES`."""
+    """Image files as one array uint8 (N, 3, H, W); on demand if that is over `IN_MEMORY_BYTES`."""
     encoded = Encoded(sources, size)
     c, h, w = encoded.shape
     if in_memory == "auto":

@@ -21,21 +21,19 @@ def parquet(
     test: str = "test*.parquet",
     size: int | None = None,
 ) -> ImageSet | None:
-    """The images of the files `<root>/<train>` or `<root>/<test>` (names or patterns), in the order of the file names.
+    """The images of the files `<root>/<train>` or `<root>/<test>` (names or patterns), in order of the names.
 
-    Labels are whole numbers or strings. The classes are those that the metadata of the first train file names, else
-    the sorted values of the train split. `label_column=None`, or a split with -1 in every row: unlabelled. `size` as
-    for `image_folder`. A set too large to decode into memory keeps its compressed bytes there and decodes on demand.
-    Mean and std are those of train.
+    Labels are whole numbers or strings. The classes are those that the metadata of the first train file
+    names, else the sorted values of the train split. `label_column=None`, or a split with -1 in every row:
+    unlabelled. `size` as for `image_folder`. A set too large to decode into memory keeps its compressed bytes
+    there and decodes on demand. Mean and std are those of train.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: set data.root to the folder of your Parquet files")
     train_files = _glob(root, train)
     if not train_files:
-        raise UserError(
-            f"no file {train} in {root}: set data.root, or data.train to the name or pattern of yours"
-        )
+        raise UserError(f"no file {train} in {root}: set data.root, or data.train to the name or pattern of yours")
     files = train_files if split == "train" else _glob(root, test)
     if not files:
         return None
@@ -57,9 +55,7 @@ def _glob(root: Path, pattern: str) -> list[Path]:
     try:
         return sorted(root.glob(pattern))
     except (ValueError, NotImplementedError):  # empty, or an absolute path
-        raise UserError(
-            f"{pattern!r} in data.train or data.test is no file name or pattern below {root}"
-        ) from None
+        raise UserError(f"{pattern!r} in data.train or data.test is no file name or pattern below {root}") from None
 
 
 def _read_classes(
@@ -93,11 +89,7 @@ def read_images(files: Sequence[Path], column: str, rows: Set[int] | None = None
             if rows is not None and start + row not in rows:
                 continue
             if not isinstance(data, bytes):
-                what = (
-                    "no image (null)"
-                    if data is None
-                    else f"a {type(data).__name__}, not the bytes of an image"
-                )
+                what = "no image (null)" if data is None else f"a {type(data).__name__}, not the bytes of an image"
                 raise UserError(f"{file}, row {row}, column {column!r} holds {what}")
             blobs.append(Blob(f"{file}, row {row}", data))
         start += len(values)
@@ -111,8 +103,8 @@ def read_labels(files: Sequence[Path], column: str) -> list[int | str]:
         for row, label in enumerate(_read(file, column)):
             if not isinstance(label, (int, str)):
                 raise UserError(
-                    f"{file}, row {row}, column {column!r} holds {label!r}: labels are whole numbers or strings "
-                    "(data.label_column=null: use no labels)"
+                    f"{file}, row {row}, column {column!r} holds {label!r}: labels are whole numbers or "
+                    "strings (data.label_column=null: use no labels)"
                 )
             labels.append(label)
     return labels
@@ -129,7 +121,7 @@ def count_rows(file: Path) -> int:
 
 
 def class_names(file: Path, column: str) -> tuple[str, ...]:
-    """The names that Hugging Face's metadata gives the values 0, 1, ... of a label column; () where there are none."""
+    """The names that Hugging Face's metadata gives the labels 0, 1, ... of a column; () without any."""
     with _open(file) as opened:
         metadata = opened.schema_arrow.metadata or {}
     try:
@@ -141,7 +133,7 @@ def class_names(file: Path, column: str) -> tuple[str, ...]:
 
 @contextmanager
 def _open(file: Path) -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetFile`. Whatever goes wrong while it is open is a `UserError` that names the file."""
+    """A `pyarrow.parquet.ParquetFile`. What goes wrong while it is open is a `UserError` naming the file."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -1,10 +1,10 @@
-"""Drawn shapes: a data set of any size for machines without data, made in seconds and different for every seed.
+"""Drawn shapes: a data set of any size for machines without data, made in seconds from a seed.
 
 The class of an image is its shape. Everything else (colours, texture, background, place, scale, angle) is
 drawn independently of the class and recorded, so that one can ask what a representation knows of it.
 
-A shape is a signed distance function: negative inside, positive outside, zero on the outline. On the pixel grid it
-gives the coverage of each pixel, and with it smooth edges at any resolution.
+A shape is a signed distance function: negative inside, positive outside, zero on the outline. On the pixel
+grid it gives the coverage of each pixel, and with it smooth edges at any resolution.
 """
 
 import math
@@ -76,7 +76,7 @@ def arrow(x: Array, y: Array) -> Array:
 
 
 def hourglass(x: Array, y: Array) -> Array:
-    return np.maximum((0.95 * np.abs(x) - np.abs(y)) * 0.72, np.abs(y) - 0.78)
+    return np.maximum((0.95 * np.abs(x) - np.abs(y)) * 0.72, np.abs(y) - 0.72)
 
 
 SHAPES: tuple[Field, ...] = (
@@ -114,15 +114,14 @@ def _soft(wave: Array) -> Array:
 PATTERNS = (plain, stripes, waves, dots, checker)
 
 
-def shapes(
-    split: str, n_train: int = 10_000, n_test: int = 2_000, size: int = 32, seed: int = 0
-) -> ImageSet | None:
+def shapes(split: str, n_train: int = 10_000, n_test: int = 2_000, size: int = 32, seed: int = 0) -> ImageSet | None:
     """Drawn images, uint8 (N, 3, size, size), of the ten `SHAPES`, each as frequent as the others.
 
-    Image i of a split is a function of (seed, split, i) and the size alone: the first n of a larger set are the
-    smaller set. `factors`: `hue` and `background_hue` in [0, 1); `light`, 1 for a light shape on dark ground, 0 for
-    the reverse; `texture` and `background`, numbers of `PATTERNS`; `x` and `y` of the centre, right and up from that
-    of the image, and `scale`, the diameter, all in image widths; `rotation` in radians, anticlockwise.
+    Image i of a split is a function of (seed, split, i) and the size alone: the first n of a larger set are
+    the smaller set. `factors`: `hue` and `background_hue` in [0, 1); `light`, 1 for a light shape on dark
+    ground, 0 for the reverse; `texture` and `background`, numbers of `PATTERNS`; `x` and `y` of the centre,
+    right and up from that of the image, and `scale`, the diameter, all in image widths; `rotation` in
+    radians, anticlockwise.
     """
     n = n_train if split == "train" else n_test
     if min(n_train, size) < 1 or n_test < 0 or seed < 0:
@@ -138,10 +137,10 @@ def shapes(
 
 
 def render(seed: int, split: str, n: int, size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Images uint8 (n, 3, size, size), labels int64 (n,) and factors (n,) of the images 0 ... n - 1 of a split."""
-    # Whole blocks, then cut: an image takes the same place in arrays of the same shape whatever n is, and so has the
-    # same bits even where vectorised arithmetic treats the end of an array differently.
-    block = len(SHAPES) * max(1, 250_000 // (len(SHAPES) * size * size))
+    """Images uint8 (n, 3, size, size), labels int64 (n,) and factors (n,), of the first n of a split."""
+    # Whole blocks, then cut: an image takes the same place in arrays of the same shape whatever n is, and so
+    # has the same bits even where vectorised arithmetic treats the end of an array differently.
+    block = len(SHAPES) * max(1, 25_000 // max(size * size, 256))  # about a megabyte for each number of a pixel
     blocks = [_render_block(seed, split, torch.arange(i, i + block), size) for i in range(0, n, block)]
     images, labels, factors = zip(*blocks, strict=True)
     return (
@@ -151,9 +150,7 @@ def render(seed: int, split: str, n: int, size: int) -> tuple[Tensor, Tensor, di
     )
 
 
-def _render_block(
-    seed: int, split: str, index: Tensor, size: int
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _render_block(seed: int, split: str, index: Tensor, size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """`render` for an index (B,) of whole runs of ten."""
     draw = Draw(seed, 0, index, 0)
 
@@ -201,8 +198,8 @@ def _render_block(
     coverage = np.clip(0.5 - distance, 0, 1)[:, None]
     image = np.clip(ground + (colour - ground) * coverage, 0, 1)  # (B, 3, H*W)
     pixels = torch.from_numpy((image * 255 + 0.5).astype(np.uint8)).view(-1, 3, size, size)
-    drawn = dict(hue=hue, background_hue=background_hue, light=light, texture=texture, background=background)
-    drawn |= dict(x=x, y=y, scale=scale, rotation=rotation)
+    drawn = {"hue": hue, "background_hue": background_hue, "light": light, "texture": texture}
+    drawn |= {"background": background, "x": x, "y": y, "scale": scale, "rotation": rotation}
     factors = {name: torch.from_numpy(values[:, 0].copy()) for name, values in drawn.items()}
     return pixels, torch.from_numpy(label), factors
 

@@ -26,8 +26,8 @@ def resnet50(stem: Literal["cifar", "imagenet"] = "cifar", zero_init_residual: b
 def _encoder(network: Any, stem: str) -> nn.Module:
     """`network` without its classifier. Every key of its weights is torchvision's.
 
-    The stem `cifar` is that of SimCLR, appendix B.9: a 3x3 convolution of stride 1 in place of the 7x7 of stride 2, and no max-pooling;
-    `imagenet` is torchvision's own.
+    The stem `cifar` is that of SimCLR, appendix B.9: a 3x3 convolution of stride 1 in place of the 7x7 of stride 2,
+    and no max-pooling; `imagenet` is torchvision's own.
     """
     if stem not in ("cifar", "imagenet"):
         raise UserError(f"encoder.stem must be cifar or imagenet, not {stem}")

@@ -8,8 +8,8 @@ from twoview.errors import UserError
 
 
 class Small(nn.Module):
-    """Stages of 3x3 convolutions with batch normalisation and ReLU, each followed by max-pooling but the last, and the mean over what
-    remains: (B, 3, H, W) -> h (B, `widths[-1]`).
+    """Stages of 3x3 convolutions with batch normalisation and ReLU, each followed by max-pooling but the last, and
+    the mean over what remains: (B, 3, H, W) -> h (B, `widths[-1]`).
 
     `widths`: channels of each stage. `depth`: convolutions per stage.
     """
@@ -24,7 +24,11 @@ class Small(nn.Module):
             if stage:
                 layers.append(nn.MaxPool2d(2))
             for _ in range(depth):
-                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                layers += [
+                    nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                ]
                 channels = width
         self.layers = nn.Sequential(*layers)
         self.dim = channels

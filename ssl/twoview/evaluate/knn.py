@@ -35,7 +35,8 @@ def knn_predict(
         raise ValueError(f"temperature must be positive, got {temperature}")
     if len(train_features) == 0 or train_labels.shape != train_features.shape[:1]:
         raise ValueError(
-            f"need one label per bank entry: labels {tuple(train_labels.shape)}, bank {tuple(train_features.shape)}"
+            f"need one label per bank entry, got labels {tuple(train_labels.shape)} "
+            f"for a bank {tuple(train_features.shape)}"
         )
     if train_features.shape[1:] != test_features.shape[1:]:
         raise ValueError(

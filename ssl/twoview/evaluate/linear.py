@@ -30,6 +30,9 @@ from twoview.errors import UserError
 
 log = logging.getLogger(__name__)
 
+# Features per block. On a CPU 2 MiB stay in the cache, which halves the time; a GPU wants few large blocks.
+BLOCK = {"cpu": 2**19, "cuda": 2**26}
+
 
 @dataclass(frozen=True)
 class LinearProbe:
@@ -72,8 +75,7 @@ class _Problem:
 
     def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:
         n, dim = features.shape
-        # Blocks of 2 MiB stay in a CPU's cache, which halves the time; a GPU wants few large ones.
-        self.rows = max(1, (2**19 if features.device.type == "cpu" else 2**26) // dim)
+        self.rows = max(1, BLOCK[features.device.type] // dim)
         self.n, self.classes, self.labels = n, classes, labels
         self.mean = features.mean(0, dtype=torch.float64)  # (D,)
         square = sum((x.double() - self.mean).square().sum(0) for x in features.split(self.rows))
@@ -129,13 +131,9 @@ class _Problem:
         product[:, :-1] += l2 * weight
         return product
 
-    def newton_step(
-        self, gradient: Tensor, p: Tensor, curvature: Tensor, l2: float, accuracy: float
-    ) -> Tensor:
+    def newton_step(self, gradient: Tensor, p: Tensor, curvature: Tensor, l2: float, accuracy: float) -> Tensor:
         """-H^-1 gradient by preconditioned conjugate gradients, to `accuracy` of the gradient's norm."""
-        size = (
-            gradient.norm()
-        )  # scaled out: float32 holds a relative residual well, a gradient of 1e-12 less so
+        size = gradient.norm()  # scaled out, so that float32 sees numbers near one
         values, vectors = torch.linalg.eigh(curvature)
         values, vectors = values.clamp_min(1e-12).float(), vectors.float()
         scale = torch.cat([values[:, None] * self.spectrum + l2, values[:, None]], dim=1)  # (classes, D + 1)
@@ -166,21 +164,17 @@ class _Problem:
         if start is not None:
             theta.copy_(torch.cat([start.weight, start.bias[:, None]], dim=1))
         target = math.sqrt(2 * l2 * tol)
-        iterations, done = 0, False
+        iterations = 0
         value, gradient, p, curvature = self.objective(theta, l2)
         while iterations < max_iter:
-            # A is zero along a common shift of all classes, where the gradient is too: lifted, it has an inverse.
+            # A and the gradient are zero along a common shift of all classes: lifted there, A has an inverse.
             curvature += curvature.trace().clamp_min(1e-12) / self.classes**2
             size = float(gradient.norm())
             if size > target:
-                step = self.newton_step(
-                    gradient, p, curvature, l2, max(min(0.3, size**0.5), 0.3 * target / size)
-                )
-            elif float(gradient[:, -1].norm()) > 1e-13 and not done:
-                step, done = (
-                    torch.zeros_like(theta),
-                    True,
-                )  # the certificate wants the bias solved: it alone moves
+                accuracy = max(min(0.3, size**0.5), 0.3 * target / size)
+                step = self.newton_step(gradient, p, curvature, l2, accuracy)
+            elif float(gradient[:, -1].norm()) > 1e-12:
+                step = torch.zeros_like(theta)  # the certificate wants the bias solved: now it moves alone
                 step[:, -1] = -torch.linalg.solve(curvature, gradient[:, -1])
             else:
                 break
@@ -217,33 +211,25 @@ def _check(features: Tensor, labels: Tensor | None, classes: int, part: str) -> 
     if len(labels) == 0:
         raise UserError(f"The {part} set is empty: a probe needs images in it.")
     if not bool(features.isfinite().all()):
-        raise UserError(
-            f"The features of the {part} set hold NaN or infinite values: use an earlier checkpoint."
-        )
+        raise UserError(f"The features of the {part} set hold NaN or infinite values: use an earlier checkpoint.")
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise UserError(
-            f"The labels of the {part} set run from {int(labels.min())} to {int(labels.max())}: with {classes} "
-            f"classes they must lie in 0 ... {classes - 1}."
+            f"The labels of the {part} set run from {int(labels.min())} to {int(labels.max())}: "
+            f"with {classes} classes they must lie in 0 ... {classes - 1}."
         )
     return labels.long().to(features.device)
 
 
 def _check_train(features: Tensor, labels: Tensor | None, classes: int) -> Tensor:
     if classes < 2:
-        raise UserError(
-            f"A probe tells classes apart and there is only {classes}: choose a data set with two or more."
-        )
+        raise UserError(f"A probe tells classes apart and this set has {classes}: choose one with two or more.")
     labels = _check(features, labels, classes, "training")
     if len(labels) < classes:
-        raise UserError(
-            f"{len(labels)} training images are fewer than the {classes} classes: use more of them."
-        )
+        raise UserError(f"{len(labels)} training images are fewer than the {classes} classes: use more of them.")
     missing = (torch.bincount(labels, minlength=classes) == 0).nonzero().flatten().tolist()
     if missing:
         shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-        raise UserError(
-            f"No training image is of class {shown}: use a part of the set that holds every class."
-        )
+        raise UserError(f"No training image is of class {shown}: use a part of the set that holds every class.")
     return labels
 
 
@@ -266,9 +252,7 @@ def fit_path(
     """
     labels = _check_train(features, labels, classes)
     if not strengths or not all(0 < l2 < math.inf for l2 in strengths):
-        raise UserError(
-            f"L2 strengths must be positive numbers, at least one of them; got {list(strengths)}."
-        )
+        raise UserError(f"L2 strengths must be one or more positive numbers, got {list(strengths)}.")
     problem = _Problem(features, labels, classes)
     for l2 in sorted(map(float, strengths), reverse=True):
         start = problem.solve(l2, start, tol, max_iter)
@@ -295,7 +279,7 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
     share, spread = correct / total, z * z / total
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 @dataclass(frozen=True)
@@ -363,7 +347,7 @@ def probe(
     for head in fit_path(train_features[kept], labels[kept], classes, strengths):
         right = head.logits(train_features[held]).argmax(1) == labels[held]
         accuracy = float(right.double().mean())
-        log.info("l2=%.3g: %.2f %% held out (%d Newton steps)", head.l2, 100 * accuracy, head.iterations)
+        log.debug("l2=%.3g: %.2f %% held out (%d Newton steps)", head.l2, 100 * accuracy, head.iterations)
         path.append(
             {
                 "l2": head.l2,
@@ -381,9 +365,7 @@ def probe(
 
     logits = head.logits(test_features.to(train_features.device))  # (M, classes)
     answers = answers.to(logits.device)
-    confusion = torch.bincount(answers * classes + logits.argmax(1), minlength=classes**2).view(
-        classes, classes
-    )
+    confusion = torch.bincount(answers * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
     hits, counts = confusion.diagonal().tolist(), confusion.sum(1).tolist()
     top5 = None
     if classes > 5:

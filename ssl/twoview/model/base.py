@@ -1,4 +1,6 @@
-"""What every contrastive method shares: an encoder, an optimizer recipe, and a training step from two views to a loss."""
+"""What every contrastive method shares: an encoder, an optimizer recipe, and a training step from two views to a
+loss.
+"""
 
 import math
 from typing import Any
@@ -13,8 +15,8 @@ from twoview.optim import Recipe
 class ContrastiveModule(pl.LightningModule):
     """Base of the methods. A method overrides `contrast` and `candidates`, and names its parts in its constructor.
 
-    A batch is `((v1, v2), index, label)`: two views (B, ...) of the same B samples, their sample numbers (B,) and labels, which no method
-    reads.
+    A batch is `((v1, v2), index, label)`: two views (B, ...) of the same B samples, their sample numbers (B,) and
+    labels, which no method reads.
     """
 
     def __init__(self, encoder: nn.Module, optimizer: Recipe) -> None:

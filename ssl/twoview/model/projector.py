@@ -1,5 +1,6 @@
 """The projection head g: from the representation h to the space of the loss."""
 
+from itertools import pairwise
 from typing import Literal
 
 from torch import nn
@@ -8,10 +9,12 @@ from twoview.errors import UserError
 
 
 class Projector(nn.Sequential):
-    """An MLP of `layers` linear layers, h (B, `in_dim`) -> z (B, `out_dim`), with ReLU between them (SimCLR, section 4.2).
+    """An MLP of `layers` linear layers, h (B, `in_dim`) -> z (B, `out_dim`), with ReLU between them (SimCLR, section
+    4.2).
 
-    `hidden_dim=None` keeps the width of h. `norm="batch"` normalises after each layer but the last, `"batch_all"` after the last too (as
-    SimCLR's TensorFlow code does), where linear layers lose their bias. `layers=1` is the linear head of MoCo v1.
+    `hidden_dim=None` keeps the width of h. `norm="batch"` normalises after each layer but the last, `"batch_all"`
+    after the last too (as SimCLR's TensorFlow code does), where linear layers lose their bias. `layers=1` is the
+    linear head of MoCo v1.
     """
 
     def __init__(
@@ -30,7 +33,7 @@ class Projector(nn.Sequential):
             raise UserError(f"projector: norm must be none, batch or batch_all, not {norm}")
         widths = [in_dim, *[hidden_dim or in_dim] * (layers - 1), out_dim]
         modules: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (a, b) in enumerate(pairwise(widths)):
             last = i == layers - 1
             normalised = norm == "batch_all" or (norm == "batch" and not last)
             modules.append(nn.Linear(a, b, bias=not normalised))

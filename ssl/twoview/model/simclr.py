@@ -1,7 +1,8 @@
-"""SimCLR: Chen, Kornblith, Norouzi & Hinton, "A simple framework for contrastive learning of visual representations", ICML 2020.
+"""SimCLR: Chen, Kornblith, Norouzi & Hinton, "A simple framework for contrastive learning of visual representations",
+ICML 2020.
 
-arXiv 2002.05709. Two views of a sample are pulled together and away from all other views of the batch, in the space of a projection
-head that is thrown away afterwards.
+arXiv 2002.05709. Two views of a sample are pulled together and away from all other views of the batch, in the space
+of a projection head that is thrown away afterwards.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,11 @@ class SimCLR(ContrastiveModule):
     """
 
     def __init__(
-        self, encoder: nn.Module, optimizer: Recipe, projector: Callable[..., nn.Module], temperature: float = 0.5
+        self,
+        encoder: nn.Module,
+        optimizer: Recipe,
+        projector: Callable[..., nn.Module],
+        temperature: float = 0.5,
     ) -> None:
         super().__init__(encoder, optimizer)
         if not temperature > 0:

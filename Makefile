@@ -1,0 +1,42 @@
+# `make` alone lists what there is. Every target sets up .venv by itself; PYTHON chooses the interpreter it is made with.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[parquet,plot,dev]'
+	@touch $@
+
+setup: $(STAMP) ## make .venv and install everything into it
+
+demo: $(STAMP) ## train SimCLR on built-in images and probe it: 5 minutes on 2 cores, no download
+	$(BIN)/python train.py experiment=demo hydra.run.dir=runs/demo/latest
+	$(BIN)/python scripts/linear_probe.py ckpt=runs/demo/latest/last.ckpt baseline=true
+	$(BIN)/python scripts/plot_run.py run=runs/demo/latest
+	@echo 'pictures: runs/demo/latest/views.png (what the model sees), runs/demo/latest/curves.png (how it learned)'
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(STAMP) ## run the tests, the slow ones too
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## put the source in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and caches; runs and data stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help setup demo test test-all check format clean
+.DEFAULT_GOAL := help

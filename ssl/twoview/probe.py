@@ -1,0 +1,234 @@
+"""Scores of a finished run's encoder: the linear probe and the kNN classifier, as commands.
+
+Both rebuild the encoder from the checkpoint alone, extract features of un-augmented images once, in eval mode and
+float32, and prove by a digest of every parameter and buffer that the encoder came out as it went in.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from rich import get_console
+from rich.table import Table
+from torch import Tensor
+
+from twoview import schema
+from twoview.checkpoint import build_encoder, instantiate_own, load_encoder
+from twoview.command import plain
+from twoview.data.images import ImageSet
+from twoview.errors import UserError
+from twoview.evaluate.features import ImageEncoder, digest, extract
+from twoview.evaluate.knn import knn_accuracy
+from twoview.evaluate.linear import probe, wilson
+from twoview.pretrain import commit, machine, versions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An encoder to be judged and the labelled images to judge it on."""
+
+    encoder: ImageEncoder
+    train: ImageSet
+    test: ImageSet
+    device: torch.device
+
+    def features(self, encoder: ImageEncoder | None = None) -> tuple[Tensor, Tensor]:
+        """Features of both splits (N, D), float32 on the device; UserError if extracting them changed the encoder."""
+        encoder = encoder or self.encoder
+        before = digest(encoder)
+        train, test = (
+            extract(encoder, images, device=self.device).to(self.device) for images in (self.train, self.test)
+        )
+        if digest(encoder) != before:
+            raise UserError("the encoder changed while its features were extracted: no number from it can be trusted")
+        return train, test
+
+    def untrained(self) -> ImageEncoder:
+        """An encoder of the same shape with the weights that the run started from."""
+        config: dict[str, Any] = self.encoder.config  # type: ignore[assignment]
+        pl.seed_everything(config["seed"], workers=True, verbose=False)
+        fresh = ImageEncoder(build_encoder(config), self.encoder.mean.tolist(), self.encoder.std.tolist())
+        return fresh.requires_grad_(False).eval()
+
+
+def subject(config: dict[str, Any]) -> Subject:
+    """What a command's `ckpt`, `data` (default: the data of the run) and `device` name."""
+    if not config["ckpt"]:
+        raise UserError("which run? Give its checkpoint: ckpt=<run>/last.ckpt")
+    encoder = load_encoder(config["ckpt"])
+    own: dict[str, Any] = encoder.config  # type: ignore[assignment]
+    if config.get("data"):
+        schema.check(config["data"], "data")
+        load = schema.build(config["data"])
+    else:
+        load = instantiate_own(own["data"])
+    train, test = load(split="train"), load(split="test")
+    if test is None:
+        raise UserError(f"{train.name} has no test split to score on; choose a labelled set by data=...")
+    for images, split in ((train, "train"), (test, "test")):
+        if images.labels is None:
+            raise UserError(
+                f"{images.name} has no labels in its {split} split, and a score needs them; "
+                "choose a labelled set by data=..."
+            )
+    if train.shape[0] != len(encoder.mean):
+        raise UserError(f"the encoder takes images of {len(encoder.mean)} channels, {train.name} has {train.shape[0]}")
+    name = config["device"]
+    device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+    return Subject(encoder, train, test, device)
+
+
+def linear_command(composed: DictConfig) -> int:
+    """`scripts/linear_probe.py`."""
+    config = plain(composed)
+    judged = subject(config)
+    started = time.monotonic()
+    result = _probe(judged, judged.encoder, config)
+    baseline = _probe(judged, judged.untrained(), config) if config["baseline"] else None
+    report = {
+        "protocol": result["protocol"],
+        "protocol_hash": _hash(
+            {key: config[key] for key in ("strengths", "holdout", "seed")} | {"protocol": result["protocol"]}
+        ),
+        **result,
+        "baseline": baseline,
+        **_provenance(config, judged, started),
+    }
+    get_console().print(_linear_table(result, baseline, judged))
+    path = _write(report, config, "linear_probe", judged)
+    log.info("linear top-1 %.2f %%, written to %s", 100 * result["top1"], path)
+    return 0
+
+
+def _probe(judged: Subject, encoder: ImageEncoder, config: dict[str, Any]) -> dict[str, Any]:
+    train, test = judged.features(encoder)
+    result = probe(
+        train,
+        judged.train.labels,
+        test,
+        judged.test.labels,
+        len(judged.train.classes),
+        config["strengths"],
+        config["holdout"],
+        config["seed"],
+    )
+    return result.to_json()
+
+
+def knn_command(composed: DictConfig) -> int:
+    """`scripts/knn.py`."""
+    config = plain(composed)
+    if config["k"] < 1 or not config["temperature"] > 0:
+        raise UserError(f"k must be at least 1 and temperature positive, not {config['k']} and {config['temperature']}")
+    judged = subject(config)
+    assert judged.train.labels is not None
+    assert judged.test.labels is not None
+    started = time.monotonic()
+    scores = {}
+    for name, encoder in [("trained", judged.encoder)] + (
+        [("untrained", judged.untrained())] if config["baseline"] else []
+    ):
+        bank, queries = judged.features(encoder)
+        scores[name] = knn_accuracy(
+            bank,
+            judged.train.labels.to(bank.device),
+            queries,
+            judged.test.labels.to(bank.device),
+            k=config["k"],
+            temperature=config["temperature"],
+            classes=len(judged.train.classes),
+        )
+    n = len(judged.test)
+    low, high = wilson(round(scores["trained"] * n), n)
+    protocol = (
+        f"kNN on h: k={config['k']}, cosine, weights exp(similarity/{config['temperature']}), "
+        "bank of all training images without augmentation"
+    )
+    report = {
+        "protocol": protocol,
+        "protocol_hash": _hash(protocol),
+        "top1": scores["trained"],
+        "interval": [low, high],
+        "baseline": {"top1": scores["untrained"]} if config["baseline"] else None,
+        "train_size": len(judged.train),
+        "test_size": n,
+        **_provenance(config, judged, started),
+    }
+    path = _write(report, config, "knn", judged)
+    untrained = f" (untrained {scores['untrained']:.2%})" if config["baseline"] else ""
+    log.info(
+        "kNN top-1 %.2f %% [%.2f, %.2f]%s, written to %s",
+        100 * scores["trained"],
+        100 * low,
+        100 * high,
+        untrained,
+        path,
+    )
+    return 0
+
+
+def _linear_table(result: dict[str, Any], baseline: dict[str, Any] | None, judged: Subject) -> Table:
+    table = Table(title=f"linear probe on {judged.train.name}", title_justify="left")
+    table.add_column("%")
+    columns = [("untrained", baseline), ("trained", result)] if baseline else [("trained", result)]
+    for name, _ in columns:
+        table.add_column(name, justify="right")
+
+    def row(label: str, of: Any) -> None:
+        table.add_row(label, *[of(values) for _, values in columns])
+
+    row("top-1", lambda r: f"[bold]{100 * r['top1']:.2f}[/bold]")
+    row("95 % interval", lambda r: f"{100 * r['interval'][0]:.2f} ... {100 * r['interval'][1]:.2f}")
+    if result["top5"] is not None:
+        row("top-5", lambda r: f"{100 * r['top5']:.2f}")
+    row("chance", lambda r: f"{100 * r['chance']:.2f}")
+    table.add_section()
+    if len(judged.train.classes) <= 20:
+        for c, name in enumerate(judged.train.classes):
+            row(name, lambda r, c=c: "-" if r["per_class"][c] is None else f"{100 * r['per_class'][c]:.1f}")
+    return table
+
+
+def _provenance(config: dict[str, Any], judged: Subject, started: float) -> dict[str, Any]:
+    ckpt = Path(config["ckpt"]).expanduser()
+    ckpt = ckpt / "last.ckpt" if ckpt.is_dir() else ckpt
+    return {
+        "data": judged.train.name,
+        "classes": list(judged.train.classes),
+        "checkpoint": str(config["ckpt"]),
+        "checkpoint_sha256": hashlib.sha256(ckpt.read_bytes()).hexdigest(),
+        "encoder_digest": digest(judged.encoder),
+        "total_seconds": round(time.monotonic() - started, 2),
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _write(report: dict[str, Any], config: dict[str, Any], name: str, judged: Subject) -> Path:
+    """Beside the checkpoint, with the data set in the name where it is not the run's own."""
+    ckpt = Path(config["ckpt"]).expanduser()
+    folder = ckpt if ckpt.is_dir() else ckpt.parent
+    suffix = f"_{judged.train.name}" if config.get("data") else ""
+    path = Path(config["out"]) if config["out"] else folder / f"{name}{suffix}.json"
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(report, indent=2) + "\n")
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name another file by out=...") from error
+    return path
