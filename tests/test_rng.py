@@ -1,4 +1,5 @@
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_philox_gives_the_published_answers(counter: str, key: str, expected: st
     assert slow_philox(tuple(c), (k0, k1)) == answer
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(word, word, word, word), min_size=1, max_size=5), st.tuples(word, word))
 def test_philox_equals_unbounded_integers(counters: list[tuple[int, ...]], key: tuple[int, int]) -> None:
     columns = torch.tensor(counters, dtype=torch.int64).unbind(1)
@@ -77,7 +78,7 @@ def test_a_row_depends_on_its_own_counters_only(seed: int, epoch: int, index: li
     "other",
     [
         Draw(1, 2, torch.arange(100), 1, "crop"),
-        Draw(0 + 2**32, 2, torch.arange(100), 1, "crop"),  # the upper half of the seed counts
+        Draw(2**32, 2, torch.arange(100), 1, "crop"),  # the upper half of the seed counts
         Draw(0, 3, torch.arange(100), 1, "crop"),
         Draw(0, 2, torch.arange(1, 101), 1, "crop"),
         Draw(0, 2, torch.arange(100), 0, "crop"),
@@ -122,26 +123,32 @@ def test_empty_batches_and_no_numbers(count: int) -> None:
 # A small battery. The counters of a run are consecutive small numbers, so these are what is counted through.
 
 
+@cache
 def along_index(stream: str = "battery", epoch: int = 0, view: int = 0) -> Tensor:
     return Draw(0, epoch, torch.arange(N), view, stream).uniform64(1)[:, 0]
 
 
+@cache
 def along_epoch() -> Tensor:
     return torch.cat([Draw(0, e, torch.arange(N // 1000), 0, "battery").uniform64(1)[:, 0] for e in range(1000)])
 
 
+@cache
 def along_view() -> Tensor:
     return Draw(0, 0, torch.zeros(50_000, dtype=torch.int64), torch.arange(50_000), "battery").uniform64(4).flatten()
 
 
+@cache
 def along_stream() -> Tensor:
     return torch.cat([Draw(0, 0, torch.arange(N // 1000), 0, f"op{s}").uniform64(1)[:, 0] for s in range(1000)])
 
 
+@cache
 def along_seed() -> Tensor:
     return torch.cat([Draw(s, 0, torch.arange(N // 1000), 0, "battery").uniform64(1)[:, 0] for s in range(1000)])
 
 
+@cache
 def along_draws() -> Tensor:
     return Draw(0, 0, torch.arange(N // 20), 0, "battery").uniform64(20).flatten()
 
@@ -158,7 +165,7 @@ def test_equidistribution(sequence) -> None:
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
-@pytest.mark.parametrize("lag", [1, 2, 4, 200])
+@pytest.mark.parametrize("lag", [1, 4, 200])
 def test_serial_correlation(sequence, lag: int) -> None:
     u = sequence()
     assert uncorrelated(u[:-lag], u[lag:])
@@ -230,7 +237,7 @@ def test_all_permutations_are_equally_likely() -> None:
     count = dict.fromkeys(
         [(a, b, c, 6 - a - b - c) for a in range(4) for b in range(4) for c in range(4) if len({a, b, c}) == 3], 0
     )
-    for epoch in range(6000):
+    for epoch in range(1200):
         count[tuple(permutation(4, 0, epoch).tolist())] += 1
     assert len(count) == 24
     assert stats.chisquare(list(count.values())).pvalue > 0.01

@@ -89,8 +89,8 @@ def explain(error: BaseException) -> str:
     """One message for a person: what is wrong, and what there is instead."""
     if isinstance(error, hydra.errors.InstantiationException) and error.__cause__ is not None:
         return explain(error.__cause__)
-    if isinstance(error, UserError):
-        return str(error)
+    if isinstance(error, UserError):  # from a loader's worker, torch wraps the message into the worker's traceback
+        return str(error).strip().rpartition("UserError: ")[2]
     if isinstance(error, MissingConfigException):
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         if error.options:
@@ -160,7 +160,6 @@ def _quiet(debug: bool) -> None:
             highlighter=NullHighlighter(),
         )
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.INFO if debug else logging.ERROR)
     if not debug:
+        handler.addFilter(lambda record: record.name.startswith("twoview") or record.levelno >= logging.ERROR)
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch|lightning)\b.*")

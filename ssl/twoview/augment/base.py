@@ -100,7 +100,7 @@ class TwoViews(nn.Module):
         self, images: Tensor, index: Tensor, epoch: int, view: Tensor | int, ops: Mapping[str, BatchAugment]
     ) -> Tensor:
         """One view of each row before normalisation: float32 in [0, 1]."""
-        x = images.float() / 255 if images.dtype == torch.uint8 else images
+        x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         draw = Draw(self.seed, epoch, index, view)
         for name, op in ops.items():
             x = op(x, draw.of(name))

@@ -79,9 +79,9 @@ class RandomResizedCrop(BatchAugment):
 
     def _fallback(self, H: int, W: int) -> tuple[int, int]:
         if self.ratio[0] > W / H:
-            return round(W / self.ratio[0]), W
+            return max(1, round(W / self.ratio[0])), W
         if self.ratio[1] < W / H:
-            return H, round(H * self.ratio[1])
+            return H, max(1, round(H * self.ratio[1]))
         return H, W
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
@@ -91,7 +91,7 @@ class RandomResizedCrop(BatchAugment):
         columns = self._weights(left, w, W, self.size or W)  # (B, W', W)
         B, C = images.shape[:2]
         x = torch.bmm(images.reshape(B, C * H, W), columns.transpose(1, 2))  # (B, C*H, W')
-        x = torch.matmul(rows[:, None], x.view(B, C, H, -1))  # (B, C, H', W')
+        x = torch.matmul(rows[:, None], x.view(B, C, H, columns.shape[1]))  # (B, C, H', W')
         return x.clamp(0, 1) if self.interpolation == "bicubic" else x  # bicubic overshoots at edges
 
     def _weights(self, start: Tensor, length: Tensor, size_in: int, size_out: int) -> Tensor:

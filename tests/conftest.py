@@ -1,0 +1,124 @@
+"""What the end-to-end tests share: the real configurations shrunk, one finished run, and commands run in process."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from twoview import curves, pretrain, probe
+from twoview.command import CONFIGS, plain, run_command
+
+torch.set_num_threads(1)
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"  # for the processes that tests start
+
+ROOT = CONFIGS.parent
+SMALLEST = ("encoder=small", "encoder.widths=[4,8]", "encoder.depth=1")  # of the encoder that is made for CPUs
+TINY = (
+    "data=shapes",
+    "data.n_train=256",
+    "data.n_test=64",
+    "data.size=16",
+    *SMALLEST,
+    "model.projector.hidden_dim=16",
+    "batch_size=64",
+    "epochs=2",
+    "log_every_steps=3",  # of four steps an epoch: readings fall between the ends of epochs
+    "trainer=cpu",
+    "knn.every_epochs=1",
+)
+TASKS: dict[str, Callable[..., int]] = {
+    "train": pretrain.main,
+    "linear_probe": probe.linear_command,
+    "knn": probe.knn_command,
+    "plot_run": curves.plot_command,
+}
+
+
+@dataclass
+class Ended:
+    """A command that came to its end."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one message of a command that failed."""
+        assert self.code == 1, f"exit code {self.code}\n{self.out}\n{self.err}"
+        assert "Traceback" not in self.err + self.out
+        lines = self.err.splitlines()
+        assert [line.startswith("error: ") for line in lines] == [True], f"not one message: {self.err!r}"
+        return lines[0].removeprefix("error: ")
+
+
+def compose_config(*overrides: str, name: str = "train") -> dict[str, Any]:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        return plain(hydra.compose(name, overrides=list(overrides)))
+
+
+@pytest.fixture(scope="session")
+def compose() -> Callable[..., dict[str, Any]]:
+    """`compose("epochs=3", ..., name="train")`: a configuration from `configs/`, resolved, as plain containers."""
+    return compose_config
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Overrides that make `train.py` a matter of a second."""
+    return list(TINY)
+
+
+@pytest.fixture(scope="session")
+def smallest() -> list[str]:
+    """Overrides for the smallest encoder."""
+    return list(SMALLEST)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one finished tiny run, for reading only: copy it to change it."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    summary = pretrain.run(compose_config(*TINY), folder)
+    assert summary == json.loads((folder / "summary.json").read_text())
+    return folder
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """`command("epochs=0", ..., name="train")`: a command of the project in this process, in the folder `tmp_path`."""
+
+    def call(*words: str, name: str = "train") -> Ended:
+        GlobalHydra.instance().clear()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        root = logging.getLogger()
+        handlers, root.handlers = root.handlers, []
+        level = root.level
+        capsys.readouterr()
+        try:
+            with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+                run_command(name, TASKS[name])
+        finally:
+            root.handlers, root.level = handlers, level
+            GlobalHydra.instance().clear()
+        out, err = capsys.readouterr()
+        code = end.value.code
+        return Ended(code if isinstance(code, int) else 1, out, err)
+
+    return call
