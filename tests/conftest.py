@@ -23,7 +23,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"  # for the processes that tests start
 
 ROOT = CONFIGS.parent
-SMALLEST = ("encoder=small", "encoder.widths=[4,8]", "encoder.depth=1")  # of the encoder that is made for CPUs
+SMALLEST = ("encoder=small", "encoder.widths=[4,4,8,8]")  # of the encoder that is made for CPUs
 TINY = (
     "data=shapes",
     "data.n_train=256",

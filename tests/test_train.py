@@ -1,4 +1,4 @@
-"""Runs from a configuration to a folder: what they write, that they repeat, and that an interruption changes nothing."""
+"""Runs from a configuration to a folder: what they write, that they repeat, that an interruption changes nothing."""
 
 import csv
 import json
@@ -157,7 +157,9 @@ def test_tensorboard_gets_the_curves_and_the_views(finished: Path) -> None:
     assert {f"train/{name}" for name in wanted} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["views"]
     knn = [(event.step, event.value) for event in events.Scalars("train/knn")]
-    assert knn == [(int(row["step"]), pytest.approx(float(row["knn"]), rel=1e-5)) for row in rows(finished) if row["knn"]]
+    assert knn == [
+        (int(row["step"]), pytest.approx(float(row["knn"]), rel=1e-5)) for row in rows(finished) if row["knn"]
+    ]
 
 
 def test_the_loss_falls_below_chance(finished: Path) -> None:
@@ -183,7 +185,7 @@ def test_another_seed_is_another_run(finished: Path, compose: Compose, tiny: lis
     pretrain.run(compose(*tiny, "seed=1", "knn=null"), tmp_path)
     ours, theirs = read(finished)["state_dict"], read(tmp_path)["state_dict"]
     assert ours.keys() == theirs.keys()
-    assert not torch.equal(ours["encoder.layers.0.weight"], theirs["encoder.layers.0.weight"])
+    assert all(not torch.equal(ours[name], theirs[name]) for name in ours if ours[name].ndim > 1)
     assert rows(finished)[0]["loss"] != rows(tmp_path)[0]["loss"]
 
 
@@ -226,7 +228,7 @@ def test_a_run_may_be_interrupted_again_and_again(
     finished: Path, compose: Compose, tiny: list[str], tmp_path: Path, interrupt: Callable[..., None]
 ) -> None:
     resume: dict[str, Any] = {}
-    for step in range(1, 8):
+    for step in (2, 3, 4, 6):
         interrupt(step)
         assert pretrain.run(compose(*tiny) | resume, tmp_path)["steps"] == step
         resume = {"resume": str(tmp_path / "last.ckpt")}
@@ -347,7 +349,7 @@ def test_ctrl_c_ends_a_whole_sweep(
 
 
 def test_ctrl_c_on_the_real_command_and_the_command_it_names(tiny: list[str], tmp_path: Path) -> None:
-    words = [*tiny, "data.n_train=2048", "batch_size=32", "epochs=6", "knn=null", "hydra.run.dir=run"]
+    words = [*tiny, "data.n_train=1024", "batch_size=32", "epochs=6", "knn=null", "hydra.run.dir=run"]
     train = subprocess.Popen(
         [sys.executable, ROOT / "train.py", *words],
         cwd=tmp_path,
@@ -369,7 +371,7 @@ def test_ctrl_c_on_the_real_command_and_the_command_it_names(tiny: list[str], tm
     named = re.search(r"python train\.py (resume=\S+)", text)
     assert named, text
     step = read(tmp_path / "run")["global_step"]
-    assert 64 <= step < 6 * 64
+    assert 32 <= step < 6 * 32
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped: ctrl-C"
 
     again = subprocess.run(
@@ -379,7 +381,7 @@ def test_ctrl_c_on_the_real_command_and_the_command_it_names(tiny: list[str], tm
     assert "Traceback" not in again.stderr
     assert "next:  python scripts/linear_probe.py ckpt=" in again.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["status"], summary["steps"]) == ("finished", 6 * 64)
+    assert (summary["status"], summary["steps"]) == ("finished", 6 * 32)
 
 
 def test_a_sweep_runs_every_job_in_a_folder_of_its_own(
@@ -387,7 +389,7 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(
 ) -> None:
     ended = command("-m", *tiny, "seed=0,1", "hydra.sweep.dir=sweep")
     assert ended.code == 0, ended.err
-    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["0", "1"]
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()) == ["0", "1"]
     assert_same_run(finished, tmp_path / "sweep" / "0")
     assert json.loads((tmp_path / "sweep" / "1" / "summary.json").read_text())["seed"] == 1
 
@@ -568,7 +570,7 @@ def test_an_image_damaged_after_the_start_is_named(
     general = [word for word in tiny if not word.startswith("data")]
     words = ["data=image_folder", f"data.root={photos}", "data.in_memory=false", "batch_size=12"]
     error = command(*general, *words, "loader.num_workers=1", "knn=null").error
-    assert "00.png" in error
+    assert re.search(r"class0/\d\d\.png cannot be decoded", error)
 
 
 def test_interrupted_carries_where_the_state_is() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -46,10 +47,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror or error}; the checkpoint before it is untouched"
-            ) from error
+        except (OSError, RuntimeError) as error:  # the latter is torch's for a write that fails
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(f"cannot write {path}: {reason}; the checkpoint before it is untouched") from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -95,28 +95,37 @@ class Checkpoints(pl.Callback):
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self.stop_reason is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise SystemExit(130)  # of a KeyboardInterrupt Lightning makes exit code 1
         self.stop_reason = "ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         log.info("%s: stopping after this step (again to stop at once, without saving)", self.stop_reason)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        if time.monotonic() > self._deadline and self.stop_reason is None:
-            self.stop_reason = "trainer.max_time is over"
-        if self.stop_reason is not None and trainer.global_step < trainer.estimated_stepping_batches:
-            trainer.save_checkpoint(self.path(trainer))
-            raise Interrupted(self.stop_reason, self.path(trainer))
+        if self._stops() and not trainer.is_last_batch:  # the end of an epoch has readings to make before
+            self._save_and_stop(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
+        if self._stops() and epoch != trainer.max_epochs:
+            self._save_and_stop(trainer)
         if epoch % self.every_epochs == 0 or epoch == trainer.max_epochs:
             trainer.save_checkpoint(self.path(trainer))
+
+    def _stops(self) -> bool:
+        if time.monotonic() > self._deadline and self.stop_reason is None:
+            self.stop_reason = "trainer.max_time is over"
+        return self.stop_reason is not None
+
+    def _save_and_stop(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path(trainer))
+        raise Interrupted(self.stop_reason or "", self.path(trainer))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["twoview"] = {"format": FORMAT, "config": self.config, "normalization": self.normalization}
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def release_signals(self) -> None:
+        """Gives the signals back, for after the fit: Lightning, at its end, sets the handlers again that it found."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
@@ -140,7 +149,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     found = checkpoint["twoview"].get("format")
     if found != FORMAT:
         raise UserError(f"{path} is in format {found} of twoview's checkpoints, this version reads format {FORMAT}")
+    _check_about(checkpoint["twoview"], path)
     return checkpoint
+
+
+def _check_about(about: Mapping[str, Any], path: Path) -> None:
+    config, normalization = about.get("config"), about.get("normalization")
+    whole = isinstance(config, dict) and "encoder" in config and isinstance(normalization, dict)
+    if not (whole and {"mean", "std"} <= normalization.keys()):  # type: ignore[union-attr]
+        raise UserError(f"{path} is not a checkpoint of twoview: it lacks the configuration that rebuilds the encoder")
 
 
 def load_encoder(path: str | Path) -> ImageEncoder:
@@ -180,22 +197,40 @@ def instantiate_own(node: Mapping[str, Any], **arguments: Any) -> Any:
     """Builds an object of twoview's from a configuration that may come from a stranger: targets outside the package
     are refused.
     """
-    _refuse_foreign(node)
+    refuse_foreign(node)
     return build(node, **arguments)
 
 
-def _refuse_foreign(node: Any) -> None:
+def refuse_foreign(node: Any) -> None:
+    """UserError for a configuration that calls what is neither of twoview nor an optimizer of torch."""
     if isinstance(node, Mapping):
-        target = node.get("_target_", "twoview.")
-        if not (isinstance(target, str) and target.startswith("twoview.")):
+        if "_target_" in node and not _is_own(node["_target_"]):
             raise UserError(
-                f"the configuration in the checkpoint wants to call {target!r}, which is not part of twoview: refused"
+                f"the configuration in the checkpoint wants to call {node['_target_']!r}, which is not part of "
+                "twoview: refused"
             )
         for value in node.values():
-            _refuse_foreign(value)
+            refuse_foreign(value)
     elif isinstance(node, list | tuple):
         for value in node:
-            _refuse_foreign(value)
+            refuse_foreign(value)
+    elif isinstance(node, str) and "${" in node:  # what is stored is resolved; a resolver could make a target of it
+        raise UserError(f"the configuration in the checkpoint holds the expression {node!r}: refused")
+
+
+def _is_own(target: Any) -> bool:
+    """Whether a path leads to what twoview defines, not to what its modules import, as `twoview.command.os.system`; or
+    to a class of optimizers.
+    """
+    if not isinstance(target, str) or not target.startswith(("twoview.", "torch.optim.")):
+        return False
+    try:
+        found = hydra.utils.get_object(target)
+    except Exception:  # hydra wraps whatever the import raised
+        return False
+    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+        return True
+    return str(getattr(found, "__module__", "")).startswith("twoview.")
 
 
 def save_encoder(encoder: nn.Module, about: Mapping[str, Any], path: Path) -> None:
@@ -222,4 +257,5 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
         raise UserError(
             f"{path} was not written by twoview: its metadata lack the configuration that rebuilds the encoder"
         )
+    _check_about(about, path)
     return weights, about

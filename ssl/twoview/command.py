@@ -57,6 +57,8 @@ def run_command(config_name: str, task: Callable[[DictConfig], int | None]) -> N
             if debug:
                 raise
             codes.append(_say(error))
+        if codes[-1] > 128:  # a signal: it ends a sweep too
+            sys.exit(codes[-1])
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
@@ -109,6 +111,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     text = str(error).splitlines()[0] if str(error) else "no message"
+    if text.startswith("Config group override must be"):  # hydra's for null, a number or no name at all
+        return f"a group is set to the name of an option, as in data=shapes; the groups are: {', '.join(groups())}"
     return f"{type(error).__name__}: {text} (debug=true shows where)"
 
 

@@ -31,7 +31,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         raise UserError(f"there is no {path}; give the folder of a run that has trained")
     with path.open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        try:
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from error
     if not rows:
         raise UserError(f"{path} has no rows yet: the run has not come to its first reading")
     return rows
@@ -63,7 +66,10 @@ def draw(rows: list[dict[str, float]], title: str, path: Path) -> None:
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:  # the latter: a suffix that is no kind of picture
+        raise UserError(f"cannot write {path}: {error}; name another file by out=...") from error
 
 
 def _title(run: Path) -> str:

@@ -38,24 +38,35 @@ class Meter(pl.Callback):
         self.seconds = 0.0  # training time of the run, over all its resumptions
         self._sum: Tensor | None = None
         self._count = 0
+        self._clock = time.monotonic()
+        self._elapsed = 0.0  # of an interval that a resumed run goes on with
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "latest": dict(self.latest)}
+        """With the interval at hand, so that the reading after a resumption is that of an uninterrupted run."""
+        return {
+            "seconds": self.seconds,
+            "latest": dict(self.latest),
+            "sum": None if self._sum is None else self._sum.cpu(),
+            "count": self._count,
+            "elapsed": time.monotonic() - self._clock,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.latest = state_dict["seconds"], state_dict["latest"]
+        self._sum, self._count = state_dict["sum"], state_dict["count"]
+        self._elapsed = state_dict["elapsed"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._file = Path(trainer.default_root_dir) / "metrics.csv"
         if trainer.is_global_zero:
             _keep_rows(self._file, trainer.global_step)
-        self._clock = time.monotonic()
+        self._clock = time.monotonic() - self._elapsed
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         values = torch.stack([outputs["loss"].detach().float(), outputs["accuracy"]])
-        self._sum = values if self._sum is None else self._sum + values
+        self._sum = values if self._sum is None else self._sum.to(values.device) + values
         self._count += 1
         if trainer.global_step % self.every_steps == 0:
             self.read(trainer, pl_module)

@@ -14,11 +14,12 @@ import torchvision
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 import twoview
 from twoview import schema
 from twoview.augment.base import TwoViews
-from twoview.checkpoint import Checkpoints, Interrupted, read_checkpoint, save_encoder
+from twoview.checkpoint import Checkpoints, Interrupted, read_checkpoint, refuse_foreign, save_encoder
 from twoview.command import output_dir, overrides, plain
 from twoview.data.datamodule import TwoViewDataModule
 from twoview.data.images import ImageSet
@@ -65,12 +66,13 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         config["model"], encoder=encoder, optimizer=schema.build(config["optimizer"])
     )
     model.global_batch_size = config["batch_size"]
+    model.recipe.build(model, config["batch_size"], steps=1, epochs=config["epochs"])  # what it refuses is said now
 
     normalization = {"mean": train.mean, "std": train.std}
     meter = Meter(config["log_every_steps"])
     knn = _knn(config, load, train, meter)
     stored = {key: value for key, value in config.items() if key not in ("resume", "debug")}
-    checkpoints = Checkpoints(stored, normalization, **config["checkpoint"])
+    checkpoints: Checkpoints = schema.build(config["checkpoint"], config=stored, normalization=normalization)
     trainer: pl.Trainer = schema.build(
         config["trainer"],
         run_dir=str(run_dir),
@@ -79,9 +81,10 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         checkpoints=checkpoints,
         logger=_TensorBoard(save_dir=str(run_dir), name="", version=""),
     )
-    _write_config(stored, run_dir)
-    for line in brief(config, model, data, trainer, run_dir):
-        log.info("%s", line)
+    if trainer.is_global_zero:
+        _write_config(stored, run_dir)
+        for line in brief(config, model, data, trainer, run_dir):
+            log.info("%s", line)
 
     stopped = None
     try:
@@ -90,6 +93,8 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     except Interrupted as interruption:
         stopped = interruption
         log.info("stopped (%s) and saved. To go on:  python train.py resume=%s", stopped.reason, stopped.path)
+    finally:
+        checkpoints.release_signals()
     about = {
         "config": stored,
         "normalization": {name: list(values) for name, values in normalization.items()},
@@ -110,6 +115,9 @@ def check(config: dict[str, Any]) -> None:
     for key in config:
         if key not in known:
             raise UserError(schema.unknown_key("", key, known))
+    for key in SECTIONS:
+        if key != "knn" and not isinstance(config.get(key), dict):
+            raise UserError(f"{key}={config.get(key)!r} leaves the run without its {key}; --help lists what there is")
     if config["epochs"] < 1:
         raise UserError(f"epochs={config['epochs']}: a run needs at least one epoch")
     if not 0 <= config["seed"] < 2**32:
@@ -294,7 +302,7 @@ def main(composed: DictConfig) -> int:
     run_dir = output_dir()
     try:
         config = plain(composed)
-        if config["resume"]:
+        if config["resume"] and isinstance(config["resume"], str):
             config, run_dir = resumed(config, overrides()), Path(_file(config["resume"])).resolve().parent
         summary = run(config, run_dir)
     except BaseException:
@@ -302,18 +310,25 @@ def main(composed: DictConfig) -> int:
         raise
     if run_dir != output_dir():
         _remove_if_empty(output_dir())
+    _say_goodbye(summary, run_dir)
     if summary["status"] != "finished":
         return {"stopped: ctrl-C": 130, "stopped: SIGTERM": 143}.get(summary["status"], 0)
-    knn = summary["knn"]
-    score = f"kNN {knn['final']:.2%}, " if knn and knn["final"] is not None else ""
-    log.info("done in %s: %sloss %.3f", summary["training_time"], score, summary["loss"])
-    log.info("next:  python scripts/linear_probe.py ckpt=%s", run_dir / "last.ckpt")
     return 0
+
+
+@rank_zero_only
+def _say_goodbye(summary: dict[str, Any], run_dir: Path) -> None:
+    if summary["status"] == "finished":
+        knn = summary["knn"]
+        score = f"kNN {knn['final']:.2%}, " if knn and knn["final"] is not None else ""
+        log.info("done in %s: %sloss %.3f", summary["training_time"], score, summary["loss"])
+        log.info("next:  python scripts/linear_probe.py ckpt=%s", run_dir / "last.ckpt")
 
 
 def resumed(config: dict[str, Any], words: list[str]) -> dict[str, Any]:
     """The configuration in the checkpoint that `config` resumes, with the values that the command line changes."""
     stored = read_checkpoint(config["resume"])["twoview"]["config"]
+    refuse_foreign(stored)  # it may come from a stranger
     merged = OmegaConf.create(stored)
     OmegaConf.set_struct(merged, True)
     for word in words:

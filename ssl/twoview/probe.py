@@ -11,7 +11,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -31,6 +31,19 @@ from twoview.evaluate.linear import probe, wilson
 from twoview.pretrain import commit, machine, versions
 
 log = logging.getLogger(__name__)
+
+KEYS = {
+    "ckpt": str | None,
+    "baseline": bool,
+    "device": Literal["auto", "cpu", "cuda"],
+    "out": str | None,
+    "debug": bool,
+    "strengths": list[float],
+    "holdout": float,
+    "seed": int,
+    "k": int,
+    "temperature": float,
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,11 @@ class Subject:
 
 def subject(config: dict[str, Any]) -> Subject:
     """What a command's `ckpt`, `data` (default: the data of the run) and `device` name."""
+    for key, kind in KEYS.items():
+        if key in config and not schema.fits(config[key], kind):
+            raise UserError(f"{key}={config[key]!r} is not {schema.words(kind)}")
+    if config["device"] == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch finds no GPU on this machine; use device=cpu")
     if not config["ckpt"]:
         raise UserError("which run? Give its checkpoint: ckpt=<run>/last.ckpt")
     encoder = load_encoder(config["ckpt"])
@@ -128,9 +146,9 @@ def _probe(judged: Subject, encoder: ImageEncoder, config: dict[str, Any]) -> di
 def knn_command(composed: DictConfig) -> int:
     """`scripts/knn.py`."""
     config = plain(composed)
+    judged = subject(config)
     if config["k"] < 1 or not config["temperature"] > 0:
         raise UserError(f"k must be at least 1 and temperature positive, not {config['k']} and {config['temperature']}")
-    judged = subject(config)
     assert judged.train.labels is not None
     assert judged.test.labels is not None
     started = time.monotonic()

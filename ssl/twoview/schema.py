@@ -49,8 +49,17 @@ def _check_arguments(node: Mapping[str, Any], path: str) -> None:
             continue
         if key not in known and not open_ended:
             raise UserError(unknown_key(path, str(key), known & set(node) | _plain(parameters, hints)))
-        if key in hints and not fits(value, hints[key]):
-            raise UserError(f"{path}.{key}={value!r} is not {words(hints[key])}")
+        if key in hints:
+            _check_value(value, hints[key], f"{path}.{key}")
+
+
+def _check_value(value: Any, hint: Any, path: str) -> None:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (dict, Mapping) and isinstance(value, Mapping) and "_target_" not in value:
+        for key, inner in value.items():
+            _check_value(inner, arguments[1], f"{path}.{key}")
+    elif not fits(value, hint):
+        raise UserError(f"{path}={value!r} is not {words(hint)}")
 
 
 def _plain(parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]) -> set[str]:

@@ -49,6 +49,11 @@ def make_trainer(
         keep_memory()
         if devices == "auto":
             devices = 1
+        if sync_batchnorm:
+            log.warning(
+                "torch synchronises batch statistics on GPUs only: here each process takes those of its own share"
+            )
+            sync_batchnorm = False
     try:
         return pl.Trainer(
             default_root_dir=run_dir,

@@ -116,7 +116,9 @@ def test_bad_probabilities_are_named_at_construction(op: type[BatchAugment], p: 
         op(p=p)
 
 
-@pytest.mark.parametrize("value", [(0.5, 0.2), (-0.1, 0.5), (0.5, 1.1), (0.5,), (0.1, 0.2, 0.3), (math.nan, 1), (0, math.nan)])
+@pytest.mark.parametrize(
+    "value", [(0.5, 0.2), (-0.1, 0.5), (0.5, 1.1), (0.5,), (0.1, 0.2, 0.3), (math.nan, 1), (0, math.nan)]
+)
 def test_ranges_must_be_ordered_pairs_within_their_bounds(value: tuple[float, ...]) -> None:
     with pytest.raises(UserError, match="a range must be two numbers, smaller first"):
         check_range("a range", value, 0.0, 1.0)
@@ -163,6 +165,16 @@ def test_views_do_not_touch_or_follow_global_random_numbers() -> None:
     assert two_views()(images, i, 0)[0].equal(first)
 
 
+def test_autocast_does_not_reach_the_views() -> None:
+    images, i = pixels(8), index(8)
+    expected = two_views()(images, i, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = two_views()(images, i, 0)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float32
+        assert a.equal(b)
+
+
 def test_each_of_seed_epoch_sample_and_view_changes_the_view() -> None:
     same = pixels(1).expand(8, 3, 32, 32)
     v1, v2 = two_views()(same, torch.arange(8), 0)
@@ -180,7 +192,9 @@ def test_equal_samples_get_equal_views_wherever_they_stand() -> None:
 def test_normalisation_comes_last() -> None:
     images = pixels(4)
     v1, v2 = two_views({})(images, index(4), 0)
-    expected = (images.double() / 255 - torch.tensor(MEAN).double()[:, None, None]) / torch.tensor(STD).double()[:, None, None]
+    expected = (images.double() / 255 - torch.tensor(MEAN).double()[:, None, None]) / torch.tensor(STD).double()[
+        :, None, None
+    ]
     assert v1.equal(v2)
     assert v1.dtype == torch.float32
     torch.testing.assert_close(v1.double(), expected, rtol=0, atol=1e-5)

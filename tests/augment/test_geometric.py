@@ -130,9 +130,9 @@ def slow_crop(u: list[float], H: int, W: int, scale: tuple[float, float], ratio:
 
 
 def slow_fallback(H: int, W: int, ratio: tuple[float, float]) -> list[int]:
-    if W / H < ratio[0]:
+    if ratio[0] > W / H:
         h, w = round(W / ratio[0]), W
-    elif W / H > ratio[1]:
+    elif ratio[1] < W / H:
         h, w = H, round(H * ratio[1])
     else:
         h, w = H, W
@@ -233,7 +233,9 @@ def test_rows_have_crops_of_their_own() -> None:
 @pytest.mark.parametrize(("H", "W"), [(1, 1), (2, 9), (32, 32), (96, 64)])
 @pytest.mark.parametrize("ratio", [(3 / 4, 4 / 3), (1e-3, 1e-3), (1e3, 1e3), (1e-3, 1e3)])
 def test_boxes_are_never_empty_nor_outside(H: int, W: int, ratio: tuple[float, float]) -> None:
-    top, left, h, w = RandomResizedCrop((0.0, 1.0), ratio).sample(Draw(0, 0, torch.arange(500), 0), 500, (H, W))["box"].unbind(1)
+    top, left, h, w = (
+        RandomResizedCrop((0.0, 1.0), ratio).sample(Draw(0, 0, torch.arange(500), 0), 500, (H, W))["box"].unbind(1)
+    )
     assert min(top.min(), left.min()) >= 0
     assert min(h.min(), w.min()) >= 1
     assert (top + h <= H).all()

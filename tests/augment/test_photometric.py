@@ -27,7 +27,7 @@ def torchvision_jitter(images: Tensor, params: dict[str, Tensor]) -> Tensor:
     for i, x in enumerate(images):
         for step in params["order"][i].tolist():
             name, adjust = STEPS[step]
-            x = adjust(x, params[name][i].item())  # noqa: PLW2901
+            x = adjust(x, params[name][i].item())
         rows.append(x)
     return torch.stack(rows)
 
@@ -74,13 +74,17 @@ def test_each_step_equals_torchvision(step: int, place: int) -> None:
 @pytest.mark.parametrize(("H", "W", "n"), [(8, 8, 1440), (1, 1, 240), (96, 96, 24), (3, 7, 240)])
 def test_each_row_equals_torchvision_in_all_orders(H: int, W: int, n: int) -> None:
     images, params = colours(n, H, W), jitter_params(n)
-    torch.testing.assert_close(ColorJitter().apply(images, params), torchvision_jitter(images, params), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        ColorJitter().apply(images, params), torchvision_jitter(images, params), rtol=0, atol=1e-4
+    )
 
 
 def test_without_a_turn_of_hue_every_order_is_exact() -> None:
     n = 480
     images, params = colours(n, 8, 8), jitter_params(n) | {"hue": torch.zeros(n)}
-    torch.testing.assert_close(ColorJitter().apply(images, params), torchvision_jitter(images, params), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        ColorJitter().apply(images, params), torchvision_jitter(images, params), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("H", [1, 8])
@@ -95,7 +99,9 @@ def test_the_path_of_gpus_is_the_same(H: int, channels: int) -> None:
 
 def test_one_channel_gets_brightness_and_contrast_as_in_torchvision() -> None:
     images, params = colours(480, 6, 6)[:, :1], jitter_params(480)
-    torch.testing.assert_close(ColorJitter().apply(images, params), torchvision_jitter(images, params), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        ColorJitter().apply(images, params), torchvision_jitter(images, params), rtol=0, atol=1e-5
+    )
 
 
 def test_jitter_stays_in_range_and_keeps_its_input() -> None:
@@ -117,7 +123,9 @@ def test_strength_0_is_the_identity_of_colour(options: dict[str, float]) -> None
 
 def test_turning_hue_there_and_back() -> None:
     images = colours(100, 4, 4)
-    params = {k: torch.ones(100) for k in ("brightness", "contrast", "saturation")} | {"order": ORDERS[:1].expand(100, 4)}
+    params = {k: torch.ones(100) for k in ("brightness", "contrast", "saturation")} | {
+        "order": ORDERS[:1].expand(100, 4)
+    }
     there = ColorJitter().apply(images, params | {"hue": torch.full((100,), 0.3)})
     back = ColorJitter().apply(there, params | {"hue": torch.full((100,), -0.3)})
     torch.testing.assert_close(back, images, rtol=0, atol=1e-5)
@@ -153,7 +161,9 @@ def test_factors_have_the_distribution_of_torchvision(drawn: dict[str, Tensor]) 
     for name, _ in STEPS:
         sample = torch.tensor([row[f"{name}_factor"] for row in rows])
         assert stats.ks_2samp(drawn[name], sample).pvalue > 0.01
-    counts = [torch.bincount(codes(o), minlength=256) for o in (drawn["order"], torch.stack([r["fn_idx"] for r in rows]))]
+    counts = [
+        torch.bincount(codes(o), minlength=256) for o in (drawn["order"], torch.stack([r["fn_idx"] for r in rows]))
+    ]
     table = torch.stack(counts)
     assert stats.chi2_contingency(table[:, table.sum(dim=0) > 0]).pvalue > 0.01
 
@@ -223,7 +233,8 @@ def test_grayscale_leaves_one_channel_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("H", "W", "taps", "n"), [(32, 32, 3, 300), (16, 23, 5, 200), (12, 9, 9, 100), (5, 5, 9, 20), (4, 6, 1, 20), (64, 48, 23, 20)]
+    ("H", "W", "taps", "n"),
+    [(32, 32, 3, 300), (16, 23, 5, 200), (12, 9, 9, 100), (5, 5, 9, 20), (4, 6, 1, 20), (64, 48, 23, 20)],
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_each_row_of_a_blur_equals_torchvision(H: int, W: int, taps: int, n: int, channels: int) -> None:

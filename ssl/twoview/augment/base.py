@@ -102,8 +102,9 @@ class TwoViews(nn.Module):
         """One view of each row before normalisation: float32 in [0, 1]."""
         x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         draw = Draw(self.seed, epoch, index, view)
-        for name, op in ops.items():
-            x = op(x, draw.of(name))
+        with torch.autocast(x.device.type, enabled=False):  # the same views wherever they are made
+            for name, op in ops.items():
+                x = op(x, draw.of(name))
         return x
 
     def normalize(self, x: Tensor) -> Tensor:

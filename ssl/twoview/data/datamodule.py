@@ -60,6 +60,14 @@ class TwoViewDataModule(pl.LightningDataModule):
         self.drop_last = drop_last
         self.num_workers = num_workers
         self.max_batches = max_batches
+        self.first_step = 0  # of this process
+
+    def state_dict(self) -> dict[str, int]:
+        assert self.trainer is not None
+        return {"step": self.trainer.global_step}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.first_step = state_dict["step"]
 
     @property
     def batches_per_epoch(self) -> int:
@@ -73,6 +81,10 @@ class TwoViewDataModule(pl.LightningDataModule):
             raise UserError(
                 f"batch_size={self.batch_size} is the global batch and must divide by the "
                 f"{self.trainer.world_size} devices of the run"
+            )
+        if self.trainer.world_size > 1 and not self.drop_last and len(self.images) % self.batch_size:
+            raise UserError(
+                "loader.drop_last=false leaves devices with unequal last batches; set it to true, or use one device"
             )
         device = self.trainer.strategy.root_device
         self.views.to(device)
@@ -106,7 +118,8 @@ class GlobalBatches(Sampler[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         data, trainer = self.data, self.data.trainer
         assert trainer is not None
-        epoch, done = divmod(trainer.global_step, len(self))  # one optimizer step per batch
+        # One optimizer step per batch. Workers ask for their first batches before the trainer knows its own step again.
+        epoch, done = divmod(max(trainer.global_step, data.first_step), len(self))
         order = permutation(len(data.images), data.seed, epoch)
         for batch in order.split(data.batch_size)[done : len(self)]:
             yield batch[trainer.global_rank :: trainer.world_size]

@@ -6,7 +6,10 @@ import math
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
 
 from twoview.losses import Contrast
 from twoview.optim import Recipe
@@ -32,6 +35,17 @@ class ContrastiveModule(pl.LightningModule):
     def candidates(self) -> int:
         """Among how many candidates each row looks for its positive, the positive included."""
         raise NotImplementedError
+
+    def gather(self, z: Tensor) -> Tensor:
+        """The rows of all W devices, (B / W, P) -> (B, P), through which gradients flow back to the device they
+        belong to.
+
+        Every device computes the loss of the global batch; the sum of the W gradients that reach a row and the mean
+        over devices that DDP takes of the parameters' gradients make the gradient of one device with the whole batch.
+        """
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return z
+        return torch.cat(all_gather(z))
 
     @property
     def chance_loss(self) -> float:

@@ -38,7 +38,7 @@ class SimCLR(ContrastiveModule):
     def contrast(self, v1: Tensor, v2: Tensor, index: Tensor) -> Contrast:
         h = self.encoder(torch.cat([v1, v2]))  # (2B, D) both views share the batch statistics
         z = self.projector(h)  # (2B, P)
-        z1, z2 = z.chunk(2)  # (B, P) each
+        z1, z2 = (self.gather(view) for view in z.chunk(2))  # (B, P) each
         return nt_xent_contrast(z1, z2, self.temperature)
 
     def candidates(self) -> int:

@@ -1,0 +1,163 @@
+"""What may import what: the layers of the package, read from its source."""
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "ssl" / "twoview"
+
+HYDRA = {"hydra", "omegaconf"}
+TORCH = {"torch", "torchvision"}
+LIGHTNING = {"pytorch_lightning", "lightning_fabric"}
+LOADERS = TORCH | {"numpy", "PIL", "pyarrow"}
+
+# Per layer: packages from outside beside the standard library, and modules of twoview beside those of the layer itself.
+# The most specific entry counts. Modules without an entry lie above all of these and may import any of them.
+RULES: dict[str, tuple[set[str], set[str]]] = {
+    "errors": (set(), set()),
+    "rng": ({"torch"}, set()),
+    "losses": ({"torch"}, set()),
+    "optim": ({"torch"}, {"errors"}),
+    "augment": (TORCH, {"errors", "rng"}),
+    "encoder": (TORCH, {"errors"}),
+    "data": (LOADERS, {"errors", "rng"}),
+    "data.datamodule": (LOADERS | LIGHTNING, {"data.images", "augment.base", "errors", "rng"}),
+    "model": ({"torch"} | LIGHTNING, {"losses", "optim", "errors"}),
+    "evaluate": ({"torch", "torchmetrics", "scipy"}, {"data.images", "errors"}),
+}
+MAY_USE_HYDRA = {"schema", "checkpoint", "command", "pretrain", "probe", "curves", "ablate"}
+EXTRAS = {"pyarrow": "parquet", "matplotlib": "plot"}
+
+
+def modules() -> dict[str, Path]:
+    """`data.images` and so on, of all files of the package."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, at_start: bool = False) -> set[str]:
+    """Full names of all that a file imports, wherever it does so, or (`at_start`) when it is imported itself."""
+    tree, found = ast.parse(path.read_text()), set()
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif not (at_start and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            nodes += ast.iter_child_nodes(node)
+    return found
+
+
+def outside(path: Path, at_start: bool = False) -> set[str]:
+    """The packages that a file imports, without the standard library and twoview."""
+    return {name.split(".")[0] for name in imports(path, at_start)} - sys.stdlib_module_names - {"twoview"}
+
+
+def inside(path: Path) -> set[str]:
+    """The modules of twoview that a file imports."""
+    known, found = modules(), set()
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "twoview":
+            ends = [".".join(parts[1:end]) for end in range(len(parts), 0, -1)]  # twoview.data.images.ImageSet, ...
+            found.add(next(end for end in ends if end in known))
+    return found
+
+
+def layer(module: str) -> str | None:
+    """The most specific rule for a module."""
+    parts = module.split(".")
+    return next((name for end in range(len(parts), 0, -1) if (name := ".".join(parts[:end])) in RULES), None)
+
+
+MODULES = modules()
+LAYERED = [name for name in MODULES if layer(name) is not None]
+
+
+def test_every_rule_has_its_module() -> None:
+    assert {name for name in RULES if name not in MODULES} == set()
+    assert len(LAYERED) > 15
+
+
+@pytest.mark.parametrize("module", LAYERED)
+def test_a_layer_imports_what_it_may(module: str) -> None:
+    rule = layer(module)
+    assert rule is not None
+    packages, below = RULES[rule]
+    assert outside(MODULES[module]) <= packages
+    own = {name for name in MODULES if layer(name) == rule}
+    assert {name for name in inside(MODULES[module]) if name not in own | below} == set()
+
+
+def test_hydra_stays_at_the_top() -> None:
+    users = {name for name, path in MODULES.items() if HYDRA & outside(path)}
+    assert {name.split(".")[0] for name in users} <= MAY_USE_HYDRA
+    assert "pretrain" in users
+
+
+def test_the_package_has_no_circles() -> None:
+    graph = {name: inside(path) - {name} for name, path in MODULES.items()}
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+    assert order.index("rng") < order.index("augment.base") < order.index("pretrain")
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
+def test_nothing_imports_the_commands(path: Path) -> None:
+    above = {"train", "scripts", "benchmarks", "tests"} | {p.stem for p in (ROOT / "scripts").glob("*.py")}
+    assert not {name for name in imports(path) if name.split(".")[0] in above}
+
+
+def test_commands_answer_before_torch_is_there() -> None:
+    """`--help` and typing errors take no seconds: neither the commands nor what they import first needs torch."""
+    seen, todo = set(), [ROOT / "train.py", *(ROOT / "scripts").glob("*.py")]
+    while todo:
+        path = todo.pop()
+        seen.add(path)
+        assert not (TORCH | LIGHTNING) & outside(path, at_start=True), path
+        if path.is_relative_to(PACKAGE):
+            todo += [MODULES[name] for name in inside(path) if MODULES[name] not in seen]
+        else:
+            assert {name for name in imports(path, at_start=True) if name.startswith("twoview")} == {
+                "twoview.command.run_command"
+            }
+            todo.append(MODULES["command"])
+
+
+def declared() -> set[str]:
+    """Names in pyproject.toml of what twoview needs, in the spelling of imports."""
+    lines = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[0].splitlines()
+    names = {line.strip().strip('"').split(">")[0] for line in lines if line.startswith('    "') and ">=" in line}
+    return {{"pillow": "PIL", "hydra-core": "hydra"}.get(n, n.replace("-", "_")) for n in names}
+
+
+def test_every_package_from_outside_is_declared() -> None:
+    brought_along = {"omegaconf", "yaml", "lightning_fabric"}  # by Hydra and Lightning, which cannot do without
+    needed = set().union(*(outside(path, at_start=True) for path in MODULES.values()))
+    assert needed <= declared() | brought_along
+    assert {"torch", "numpy", "hydra"} <= declared()
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
+def test_extras_are_imported_where_they_are_used(path: Path) -> None:
+    assert not outside(path, at_start=True) & set(EXTRAS)
+
+
+def test_extras_are_all_that_is_imported_late() -> None:
+    late = set().union(*(outside(p) - outside(p, at_start=True) for p in MODULES.values()))
+    everywhere = set().union(*(outside(p, at_start=True) for p in MODULES.values()))
+    assert late - everywhere <= set(EXTRAS)
+
+
+def test_there_are_no_star_imports() -> None:
+    assert not {str(p) for p in MODULES.values() if any(name.endswith(".*") for name in imports(p))}

@@ -1,0 +1,96 @@
+"""Every command and every example in the README runs, shortened by overrides."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from conftest import ROOT, TASKS, TINY, Ended
+from PIL import Image
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+LINES = [line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "" for line in block.splitlines()]
+COMMANDS = sorted({line for line in LINES if line.startswith("python ")})
+INLINE = sorted(set(re.findall(r"`(python [^`]+)`", README)))
+
+
+def photos(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        path = folder / "photos" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
+
+
+def shards(folder: Path) -> None:
+    photos(folder)
+    (folder / "shards").mkdir()
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted((folder / "photos").iterdir())]
+    table = pyarrow.table({"img": rows, "label": [0, 1] * 4})
+    pyarrow.parquet.write_table(table, folder / "shards" / "train-00000-of-00001.parquet")
+
+
+def shortened(words: list[str], finished: Path) -> list[str]:
+    """The words of a command with what makes it short behind them, and with a real run in place of `<date>`."""
+    words = [re.sub(r"runs/[\w-]+/<date>|<run>|runs/demo/latest", str(finished), word) for word in words]
+    if any(word.startswith(("ckpt=", "run=", "--", "resume=")) for word in words):
+        return words
+    keep = {word.split("=")[0].split(".")[0] for word in words if word.startswith(("data=", "encoder="))}
+    tiny = [word for word in TINY if word.split("=")[0].split(".")[0] not in keep and not word.startswith("batch_size")]
+    if "data=parquet" in words:
+        tiny.append("data.size=16")
+    if "encoder=resnet50" in words:
+        words = [word.replace("encoder=resnet50", "encoder=resnet18") for word in words]
+    return [*words, *tiny, "batch_size=4", "epochs=1", "loader.max_batches=1", "loader.num_workers=0"]
+
+
+@pytest.mark.parametrize("line", [*COMMANDS, *(line for line in INLINE if line not in COMMANDS)])
+def test_command_of_the_readme_runs(
+    line: str, command: Callable[..., Ended], finished: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    script, *words = shlex.split(line)[1:]
+    assert (ROOT / script).is_file()
+    name = Path(script).stem
+    assert name in TASKS
+    if "photos" in line:
+        photos(tmp_path)
+    if "shards" in line:
+        shards(tmp_path)
+    ended = command(*shortened(words, finished), name=name)
+    assert ended.code == 0, ended.err
+
+
+def test_readme_names_commands() -> None:
+    assert len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("code", [block for kind, block in BLOCKS if kind == "python"])
+def test_example_of_the_readme_runs(code: str, finished: Path) -> None:
+    namespace: dict[str, Any] = {}
+    exec(code.replace("runs/demo/latest", str(finished)), namespace)
+    assert tuple(namespace["h"].shape) == (2000, namespace["encoder"].dim)
+
+
+def test_targets_of_make_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"make ([a-z-]+)", README)):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"make {target}"
+
+
+def test_pictures_of_the_readme_exist() -> None:
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (ROOT / path).is_file(), path
+
+
+def test_options_of_the_readme_are_those_there_are() -> None:
+    table = {
+        row[0]: set(re.findall(r"`([\w]+)`", row[1])) for row in re.findall(r"^\| `(\w+)` \| (`.*?) \|", README, re.M)
+    }
+    for group in (path.name for path in (ROOT / "configs").iterdir() if path.is_dir()):
+        assert table[group] == {path.stem for path in (ROOT / "configs" / group).glob("*.yaml")}, group
