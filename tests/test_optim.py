@@ -257,8 +257,8 @@ def test_a_quadratic_is_minimised(make: Callable[..., Optimizer], lr: float) -> 
         ({"lr_per_256": 0.0}, r"optimizer\.lr_per_256 must be positive, not 0"),
         ({"lr_per_256": math.nan}, r"optimizer\.lr_per_256 must be positive"),
         ({"lr_scaling": "cubic"}, r"optimizer\.lr_scaling must be linear, sqrt or none, not cubic"),
-        ({"weight_decay": -1e-4}, "must not be negative"),
-        ({"warmup_epochs": -1}, "must not be negative"),
+        ({"weight_decay": -1e-4}, "must be finite and not negative"),
+        ({"warmup_epochs": -1}, "must be finite and not negative"),
     ],
 )
 def test_bad_recipes_are_named(options: dict[str, Any], message: str) -> None:

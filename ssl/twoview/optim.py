@@ -148,13 +148,14 @@ class Recipe:
         decay_bias_and_norm: bool = True,
         warmup_epochs: float = 0,
     ) -> None:
-        if not lr_per_256 > 0:
+        if not 0 < lr_per_256 < math.inf:
             raise UserError(f"optimizer.lr_per_256 must be positive, not {lr_per_256}")
         if lr_scaling not in ("linear", "sqrt", "none"):
             raise UserError(f"optimizer.lr_scaling must be linear, sqrt or none, not {lr_scaling}")
-        if weight_decay < 0 or warmup_epochs < 0:
+        if not (0 <= weight_decay < math.inf and 0 <= warmup_epochs < math.inf):
             raise UserError(
-                f"optimizer.weight_decay and warmup_epochs must not be negative, got {weight_decay} and {warmup_epochs}"
+                f"optimizer.weight_decay and warmup_epochs must be finite and not negative, "
+                f"got {weight_decay} and {warmup_epochs}"
             )
         self.optimizer = optimizer
         self.lr_per_256 = lr_per_256

@@ -27,7 +27,8 @@ class ProgressBar(pl.Callback):
         self._warned = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start_step, self._start_time = trainer.global_step, time.monotonic()
+        self._first_step = self._start_step = trainer.global_step
+        self._start_time = time.monotonic()
         if trainer.is_global_zero and get_console().is_terminal:
             columns: tuple[ProgressColumn, ...] = (
                 TextColumn("{task.description}"),
@@ -44,7 +45,7 @@ class ProgressBar(pl.Callback):
             self._bar.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
-        done = trainer.global_step - self._start_step
+        done = trainer.global_step - self._first_step
         if done == WARM_STEPS:
             self._start_step, self._start_time = trainer.global_step, time.monotonic()
         if self._bar is not None:

@@ -199,10 +199,10 @@ def test_two_rows_never_share_parameters(drawn: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strength": -0.1}, "strength must not be negative"),
-        ({"brightness": -0.1}, "brightness must not be negative"),
-        ({"contrast": -1}, "contrast must not be negative"),
-        ({"saturation": math.nan}, "saturation must not be negative"),
+        ({"strength": -0.1}, "strength must be finite and not negative"),
+        ({"brightness": -0.1}, "brightness must be finite and not negative"),
+        ({"contrast": -1}, "contrast must be finite and not negative"),
+        ({"saturation": math.nan}, "saturation must be finite and not negative"),
         ({"hue": 0.6}, r"hue x strength must lie in \[0, 0.5\]"),
         ({"hue": -0.1}, r"hue x strength must lie in \[0, 0.5\]"),
         ({"hue": 0.3, "strength": 2.0}, r"hue x strength must lie in \[0, 0.5\]"),

@@ -86,6 +86,8 @@ class TwoViews(nn.Module):
         """`images` (B, C, H, W), uint8 or float in [0, 1]; `index` (B,) sample numbers. Returns two float32 (B, C,
         H', W').
         """
+        if images.shape[1] != len(self.mean):
+            raise ValueError(f"images of {images.shape[1]} channels, but mean and std of {len(self.mean)}")
         if self.policies[0] == self.policies[1]:  # one pass over both views
             view = torch.arange(2, device=index.device).repeat_interleave(len(index))  # (2B,)
             both = self.augment(images.repeat(2, 1, 1, 1), index.repeat(2), epoch, view, self.policies[0])

@@ -1,5 +1,6 @@
 """Changes of colour and focus, per sample, in torchvision's formulas for float images in [0, 1]."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,11 +36,11 @@ class ColorJitter(BatchAugment):
         p: float = 0.8,
     ) -> None:
         super().__init__(p)
-        if not strength >= 0:
-            raise UserError(f"ColorJitter: strength must not be negative, got {strength}")
+        if not 0 <= strength < math.inf:
+            raise UserError(f"ColorJitter: strength must be finite and not negative, got {strength}")
         for name, value in {"brightness": brightness, "contrast": contrast, "saturation": saturation}.items():
-            if not value >= 0:
-                raise UserError(f"ColorJitter: {name} must not be negative, got {value}")
+            if not 0 <= value < math.inf:
+                raise UserError(f"ColorJitter: {name} must be finite and not negative, got {value}")
         if not 0 <= hue * strength <= 0.5:
             raise UserError(
                 f"ColorJitter: hue x strength must lie in [0, 0.5], not {hue} x {strength} = {hue * strength:g}"

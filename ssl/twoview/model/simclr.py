@@ -5,6 +5,7 @@ arXiv 2002.05709. Two views of a sample are pulled together and away from all ot
 of a projection head that is thrown away afterwards.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -30,7 +31,7 @@ class SimCLR(ContrastiveModule):
         temperature: float = 0.5,
     ) -> None:
         super().__init__(encoder, optimizer)
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise UserError(f"model.temperature must be positive, not {temperature}")
         self.projector = projector(in_dim=encoder.dim)
         self.temperature = temperature
