@@ -20,7 +20,7 @@ RANGES = {
     "background": (0, len(PATTERNS) - 1),
     "x": (-0.25, 0.25),
     "y": (-0.25, 0.25),
-    "scale": (0.5, 0.84),
+    "scale": (0.36, 0.78),
     "rotation": (0, 2 * math.pi),
 }
 

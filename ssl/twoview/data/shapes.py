@@ -160,7 +160,7 @@ def _render_block(seed: int, split: str, index: Tensor, size: int) -> tuple[Tens
     # In each run of ten images every shape comes once, in an order of its own.
     order = draw.of(f"shapes/{split}/label").uniform(1).view(-1, len(SHAPES)).argsort(dim=1)
     label = order.flatten().numpy()
-    scale = uniform("scale", 0.5, 0.84)
+    scale = uniform("scale", 0.36, 0.78)
     x, y = (uniform(axis, -0.5, 0.5) * (1 - scale) for axis in "xy")
     rotation = uniform("rotation", 0, TURN)
     light = (uniform("light") < 0.5).astype(np.float32)
@@ -183,7 +183,7 @@ def _render_block(seed: int, split: str, index: Tensor, size: int) -> tuple[Tens
     value = either("background value", (0.16, 0.36), (0.8, 1.0))
     saturation = either("background saturation", (0.4, 0.9), (0.1, 0.45))
     near, far = (_rgb(background_hue + turn, saturation, value * dim) for turn, dim in ((0, 1), (0.12, 0.85)))
-    ground = (near + (far - near) * flow) * (1 + np.where(light, 0.25, 0.08)[..., None] * pattern[:, None])
+    ground = (near + (far - near) * flow) * (1 + np.where(light, 0.35, 0.14)[..., None] * pattern[:, None])
 
     # Shape: its own colour and pattern, the pattern turning and growing with it.
     sx, sy = _turn(px - x, py - y, rotation)
