@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,9 @@ def shards(folder: Path) -> None:
     pyarrow.parquet.write_table(table, folder / "shards" / "train-00000-of-00001.parquet")
 
 
-def shortened(words: list[str], finished: Path) -> list[str]:
+def shortened(words: list[str], run: Path) -> list[str]:
     """The words of a command with what makes it short behind them, and with a real run in place of `<date>`."""
-    words = [re.sub(r"runs/[\w-]+/<date>|<run>|runs/demo/latest", str(finished), word) for word in words]
+    words = [re.sub(r"runs/[\w-]+/<date>|<run>|runs/demo/latest", str(run), word) for word in words]
     if any(word.startswith(("ckpt=", "run=", "--", "resume=")) for word in words):
         return words
     keep = {word.split("=")[0].split(".")[0] for word in words if word.startswith(("data=", "encoder="))}
@@ -54,9 +55,8 @@ def shortened(words: list[str], finished: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("line", [*COMMANDS, *(line for line in INLINE if line not in COMMANDS)])
-def test_command_of_the_readme_runs(
-    line: str, command: Callable[..., Ended], finished: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_command_of_the_readme_runs(line: str, command: Callable[..., Ended], finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
     script, *words = shlex.split(line)[1:]
     assert (ROOT / script).is_file()
     name = Path(script).stem
@@ -65,7 +65,7 @@ def test_command_of_the_readme_runs(
         photos(tmp_path)
     if "shards" in line:
         shards(tmp_path)
-    ended = command(*shortened(words, finished), name=name)
+    ended = command(*shortened(words, run), name=name)
     assert ended.code == 0, ended.err
 
 

@@ -18,8 +18,8 @@ RANGES = {
     "light": (0, 1),
     "texture": (0, len(PATTERNS) - 1),
     "background": (0, len(PATTERNS) - 1),
-    "x": (-0.25, 0.25),
-    "y": (-0.25, 0.25),
+    "x": (-0.32, 0.32),
+    "y": (-0.32, 0.32),
     "scale": (0.36, 0.78),
     "rotation": (0, 2 * math.pi),
 }
