@@ -32,10 +32,10 @@ class ProgressBar(pl.Callback):
         if trainer.is_global_zero and get_console().is_terminal:
             columns: tuple[ProgressColumn, ...] = (
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
+                BarColumn(bar_width=16),
                 _Text(),
             )
-            self._bar = Progress(*columns, console=get_console(), expand=True, refresh_per_second=4)
+            self._bar = Progress(*columns, console=get_console(), refresh_per_second=4)
             self._task = self._bar.add_task(
                 self._epoch(trainer),
                 total=trainer.estimated_stepping_batches,
@@ -105,7 +105,7 @@ class ProgressBar(pl.Callback):
 
 class _Text(ProgressColumn):
     def render(self, task: BarTask) -> Text:
-        return Text(task.fields["text"])
+        return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
 
 
 def clock(seconds: float) -> str:
