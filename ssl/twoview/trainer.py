@@ -98,8 +98,7 @@ def keep_memory() -> None:
     """Tells glibc to keep freed memory instead of handing it back to the system.
 
     By default every tensor beyond 32 MiB is mapped afresh and the kernel clears each of its pages on first use, which
-    costs more than the arithmetic on it: measured, a ReLU on 134 MB takes 34 ms with and 3 ms without. Does nothing
-    where the C library is another.
+    can cost more than the arithmetic on it. Does nothing where the C library is another.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

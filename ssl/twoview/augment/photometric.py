@@ -190,5 +190,10 @@ class GaussianBlur(BatchAugment):
         kernel = torch.softmax(-0.5 * (offset / params["sigma"][:, None]) ** 2, dim=1)  # (B, taps), sums to 1
         kernel = kernel[:, :, None, None, None]
         x = F.pad(images, (radius, radius, radius, radius), mode="reflect")
-        x = torch.stack([kernel[:, i] * x[..., i : i + W] for i in range(taps)]).sum(dim=0)  # along the width
-        return torch.stack([kernel[:, i] * x[..., i : i + H, :] for i in range(taps)]).sum(dim=0)  # along the height
+        across = torch.zeros_like(x[..., :W])  # (B, C, H + 2 radius, W): blurred along the width
+        for i in range(taps):
+            across.addcmul_(kernel[:, i], x[..., i : i + W])
+        blurred = torch.zeros_like(images)
+        for i in range(taps):
+            blurred.addcmul_(kernel[:, i], across[..., i : i + H, :])
+        return blurred
