@@ -50,7 +50,8 @@ def shortened(words: list[str], run: Path) -> list[str]:
         words = [word.replace("encoder=resnet50", "encoder=resnet18") for word in words]
     if "experiment=cifar10_paper" in words:  # its keys are those of a ResNet
         tiny = [word for word in tiny if not word.startswith("encoder")] + ["encoder=resnet18"]
-    one_step = ["batch_size=4", "epochs=1", "loader.max_batches=1", "loader.num_workers=0", "optimizer.warmup_epochs=0"]
+    size = 16 if any("moco" in word for word in words) else 4  # MoCo's eight groups need two samples each
+    one_step = [f"batch_size={size}", "epochs=1", "loader.max_batches=1", "loader.num_workers=0", "optimizer.warmup_epochs=0"]
     return [*words, *tiny, *one_step]
 
 

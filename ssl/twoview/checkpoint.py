@@ -160,24 +160,29 @@ def _check_about(about: Mapping[str, Any], path: Path) -> None:
         raise UserError(f"{path} is not a checkpoint of twoview: it lacks the configuration that rebuilds the encoder")
 
 
-def load_encoder(path: str | Path) -> ImageEncoder:
+def load_encoder(path: str | Path, encoder_of: str = "query") -> ImageEncoder:
     """The frozen encoder of a run, in eval mode: images (B, C, H, W) in [0, 1] -> h (B, D).
 
     `path` is a checkpoint, a run folder or an `encoder.safetensors`. The network is rebuilt from the file alone;
     every weight must be there and nothing else. The attribute `encoder` is the plain network, `config` the
-    configuration of the run.
+    configuration of the run. `encoder_of="key"` gives the key encoder of MoCo instead of the one that is trained.
     """
+    if encoder_of not in ("query", "key"):
+        raise UserError(f"encoder_of must be query or key, not {encoder_of}")
     path = Path(path).expanduser()
+    prefix = "encoder." if encoder_of == "query" else "key_encoder."
     if path.suffix == ".safetensors":
         weights, about = _read_safetensors(path)
     else:
         checkpoint = read_checkpoint(path)
         about = checkpoint["twoview"]
         weights = {
-            name.removeprefix("encoder."): value
+            name.removeprefix(prefix): value
             for name, value in checkpoint["state_dict"].items()
-            if name.startswith("encoder.")
+            if name.startswith(prefix)
         }
+    if encoder_of == "key" and (path.suffix == ".safetensors" or not weights):
+        raise UserError(f"{path} holds no key encoder: only checkpoints of MoCo have one; use encoder_of=query")
     encoder = build_encoder(about["config"])
     try:
         encoder.load_state_dict(weights, strict=True)

@@ -30,6 +30,7 @@ from rich.logging import RichHandler
 from twoview.errors import UserError
 from twoview.schema import unknown_key
 
+_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator")  # in gloo, NCCL
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,9 @@ def run_command(config_name: str, task: Callable[[DictConfig], int | None]) -> N
 
 def _say(error: Exception) -> int:
     sys.stdout.flush()
-    print(f"error: {explain(error)}", file=sys.stderr)  # noqa: T201
+    rank = os.environ.get("LOCAL_RANK", "0")
+    where = "" if rank == "0" else f" in process {rank}"
+    print(f"error{where}: {explain(error)}", file=sys.stderr)  # noqa: T201
     return 1
 
 
@@ -110,6 +113,10 @@ def explain(error: BaseException) -> str:
         return f"out of memory: use a smaller batch_size ({' '.join(str(error).split())[:200]})"
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    if any(
+        sign in str(error) for sign in ("Connection closed by peer", "Connection reset by peer", "NCCL communicator")
+    ):
+        return "another process of the run has ended, and this one cannot go on alone; why stands in that one's message"
     text = str(error).splitlines()[0] if str(error) else "no message"
     if text.startswith("Config group override must be"):  # hydra's for null, a number or no name at all
         return f"a group is set to the name of an option, as in data=shapes; the groups are: {', '.join(groups())}"

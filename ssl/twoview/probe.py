@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 KEYS = {
     "ckpt": str | None,
+    "encoder_of": Literal["query", "key"],
     "baseline": bool,
     "device": Literal["auto", "cpu", "cuda"],
     "out": str | None,
@@ -83,7 +84,7 @@ def subject(config: dict[str, Any]) -> Subject:
         raise UserError("device=cuda, but torch finds no GPU on this machine; use device=cpu")
     if not config["ckpt"]:
         raise UserError("which run? Give its checkpoint: ckpt=<run>/last.ckpt")
-    encoder = load_encoder(config["ckpt"])
+    encoder = load_encoder(config["ckpt"], config["encoder_of"])
     own: dict[str, Any] = encoder.config  # type: ignore[assignment]
     if config.get("data"):
         schema.check(config["data"], "data")
@@ -224,6 +225,7 @@ def _provenance(config: dict[str, Any], judged: Subject, started: float) -> dict
         "data": judged.train.name,
         "classes": list(judged.train.classes),
         "checkpoint": str(config["ckpt"]),
+        "encoder_of": config["encoder_of"],
         "checkpoint_sha256": hashlib.sha256(ckpt.read_bytes()).hexdigest(),
         "encoder_digest": digest(judged.encoder),
         "total_seconds": round(time.monotonic() - started, 2),

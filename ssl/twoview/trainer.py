@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.layer_sync import LayerSync
+from torch import nn
 
 from twoview.checkpoint import AtomicCheckpointIO, Checkpoints
 from twoview.errors import UserError
+from twoview.norm import global_batch_norm
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +28,7 @@ def make_trainer(
     num_nodes: int = 1,
     strategy: str = "auto",
     precision: str | int = "auto",
-    sync_batchnorm: bool = False,
+    sync_batchnorm: bool = True,
     gradient_clip_val: float | None = None,
     deterministic: bool = False,
     benchmark: bool = True,
@@ -34,6 +37,7 @@ def make_trainer(
     """A `pytorch_lightning.Trainer` for a contrastive run; the arguments that it has too mean what they mean there.
 
     `precision="auto"` is bfloat16 autocast where the device computes in it, float16 on older GPUs, float32 elsewhere.
+    `sync_batchnorm`: batch statistics of the global batch, where it lies on several devices.
     Gradients are never accumulated: a contrastive loss of two half batches is not that of the whole. `max_time` is a
     duration DD:HH:MM:SS (or shorter, MM:SS) after which the run stops and saves its state. `checkpoints` come after
     all other `callbacks`.
@@ -49,11 +53,8 @@ def make_trainer(
         keep_memory()
         if devices == "auto":
             devices = 1
-        if sync_batchnorm:
-            log.warning(
-                "torch synchronises batch statistics on GPUs only: here each process takes those of its own share"
-            )
-            sync_batchnorm = False
+        if isinstance(devices, int) and devices > 1:  # the processes share the cores
+            torch.set_num_threads(max(1, torch.get_num_threads() // devices))
     try:
         return pl.Trainer(
             default_root_dir=run_dir,
@@ -65,11 +66,10 @@ def make_trainer(
             num_nodes=num_nodes,
             strategy=strategy,
             precision=best_precision(accelerator) if precision == "auto" else precision,  # type: ignore[arg-type]
-            sync_batchnorm=sync_batchnorm,
             gradient_clip_val=gradient_clip_val,
             deterministic=deterministic,
             benchmark=benchmark and not deterministic,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), *([GlobalBatchStatistics()] if sync_batchnorm else [])],
             use_distributed_sampler=False,  # the data module takes each rank's share of the global batch
             enable_checkpointing=False,  # `twoview.checkpoint.Checkpoints` writes them
             enable_progress_bar=False,  # `twoview.progress.Progress` shows it
@@ -77,6 +77,17 @@ def make_trainer(
         )
     except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(f"trainer: {error}") from error
+
+
+class GlobalBatchStatistics(LayerSync):
+    """Tells Lightning's distributed strategies how to give a model the batch statistics of the global batch."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        device = model.trainer.strategy.root_device if isinstance(model, pl.LightningModule) else torch.device("cpu")
+        return global_batch_norm(model, device)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        return model  # their weights have the names of the layers that they replaced
 
 
 def best_precision(accelerator: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:

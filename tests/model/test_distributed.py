@@ -1,6 +1,9 @@
-"""On W devices a method gives the loss and the gradients of one device with the whole batch."""
+"""On W devices a method gives the losses, the gradients and the queue of one device with the whole batch."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,58 +11,183 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from twoview import devices
+from twoview.model.base import ContrastiveModule
+from twoview.model.moco import MoCo
+from twoview.model.mocov3 import MoCoV3
 from twoview.model.projector import Projector
 from twoview.model.simclr import SimCLR
+from twoview.norm import GlobalBatchNorm, global_batch_norm
 from twoview.optim import Recipe
+
+STEPS, BATCH, LAST = 20, 8, 5  # the last batch of each four is a smaller one
 
 
 class Flat(nn.Module):
-    """An encoder without batch statistics."""
+    """An encoder with or without batch statistics."""
 
     dim = 6
 
-    def __init__(self) -> None:
+    def __init__(self, norm: bool) -> None:
         super().__init__()
         self.linear = nn.Linear(12, 6)
+        self.norm = nn.BatchNorm1d(6) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.linear(x.flatten(1)))
+        return torch.tanh(self.norm(self.linear(x.flatten(1))))
 
 
-def simclr() -> SimCLR:
+def head(out_dim: int = 4, **options: Any) -> Callable[..., Projector]:
+    return partial(Projector, out_dim=out_dim, **options)
+
+
+RECIPE = Recipe(torch.optim.SGD, lr_per_256=0.1)
+METHODS: dict[str, Callable[[], ContrastiveModule]] = {
+    "simclr": lambda: SimCLR(Flat(norm=False), RECIPE, head(), temperature=0.5),
+    "simclr, batch statistics": lambda: SimCLR(Flat(norm=True), RECIPE, head(), temperature=0.5),
+    "simclr, in blocks": lambda: SimCLR(Flat(norm=True), RECIPE, head(), temperature=0.5, chunk=3),
+    "moco": lambda: MoCo(Flat(norm=False), RECIPE, head(), queue_size=37, split_batch_norm=1),
+    "moco, symmetric, masked": lambda: MoCo(
+        Flat(norm=True), RECIPE, head(), queue_size=37, split_batch_norm=1, symmetric=True, mask_same_image=True
+    ),
+    "mocov3": lambda: MoCoV3(Flat(norm=True), RECIPE, head(norm="batch_all"), head(norm="batch")),
+}
+EVEN: dict[str, Callable[[], ContrastiveModule]] = {  # groups of statistics need even shares
+    "moco, split batch norm": lambda: MoCo(Flat(norm=True), RECIPE, head(), queue_size=37, split_batch_norm=4),
+}
+
+
+def make(name: str) -> ContrastiveModule:
     torch.manual_seed(0)
-    recipe = Recipe(torch.optim.SGD, lr_per_256=0.1)
-    return SimCLR(Flat(), recipe, lambda in_dim: Projector(in_dim, out_dim=4), temperature=0.5).double()
+    model = (METHODS | EVEN)[name]().double()
+    model.even_shares = name in EVEN
+    return model
 
 
-def views() -> tuple[Tensor, Tensor]:
+def batches(even: bool) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    v1, v2 = torch.randn(2, 8, 3, 2, 2, generator=generator, dtype=torch.float64)
-    return v1, v2
+    found = []
+    for step in range(STEPS):
+        n = BATCH if even or step % 4 != 3 else LAST
+        v1, v2 = torch.randn(2, n, 3, 2, 2, generator=generator, dtype=torch.float64)
+        share = torch.rand(n, generator=generator, dtype=torch.float64) / 2 + 0.5
+        share[1::2] = share[0 : n - 1 : 2]  # the same in both rows of a pair
+        found.append((v1, v2, torch.randperm(30, generator=generator)[:n], share))
+    return found
 
 
-def one_device(rank: int, world: int, file: str, folder: str) -> None:
+def fit(name: str, mixed: bool = False) -> dict[str, Any]:
+    """A few steps of plain gradient descent on this device's share of each batch, DDP's mean of gradients included."""
+    model, losses = make(name), []
+    if devices.world_size() > 1:
+        global_batch_norm(model, torch.device("cpu"))
+        if isinstance(model, MoCo):
+            model.trainer = type("Trainer", (), {"world_size": devices.world_size()})()  # type: ignore[assignment]
+            MoCo.setup(model, "fit")
+            model._trainer = None
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for batch in batches(model.even_shares):
+        v1, v2, index, share = (x.tensor_split(devices.world_size())[devices.rank()] for x in batch)
+        loss, accuracy = model.contrast(v1, v2, index, *([share] if mixed else []))
+        optimizer.zero_grad()
+        loss.backward()
+        for parameter in model.parameters():
+            if devices.world_size() > 1 and parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= devices.world_size()
+        losses.append(torch.stack([loss.detach(), accuracy]))
+        optimizer.step()
+    return {"losses": torch.stack(losses), "state": model.state_dict()}
+
+
+def one_device(rank: int, world: int, names: list[tuple[str, bool]], folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    model = simclr()
-    v1, v2 = (view[rank::world] for view in views())
-    loss = model.contrast(v1, v2, torch.arange(8)[rank::world]).loss
-    loss.backward()
-    for parameter in model.parameters():  # the mean over devices, as DDP takes it
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= world
-    torch.save({"loss": loss.detach(), "grads": [p.grad for p in model.parameters()]}, Path(folder) / f"{rank}.pt")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    torch.save({name: fit(*name) for name in names}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_loss_and_gradients_are_those_of_the_global_batch(world: int, tmp_path: Path) -> None:
-    mp.spawn(one_device, args=(world, str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=world)
-    model = simclr()
-    loss = model.contrast(*views(), torch.arange(8)).loss
-    loss.backward()
-    for rank in range(world):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        torch.testing.assert_close(found["loss"], loss.detach())
-        for gradient, parameter in zip(found["grads"], model.parameters(), strict=True):
-            torch.testing.assert_close(gradient, parameter.grad)
+@pytest.mark.parametrize("world", [2, 4])
+def test_losses_weights_and_queues_are_those_of_one_device(world: int, tmp_path: Path) -> None:
+    names = [(name, mixed) for name in METHODS | EVEN for mixed in (False, True)]
+    mp.spawn(one_device, args=(world, names, str(tmp_path)), nprocs=world)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    for name in names:
+        alone = fit(*name)
+        for result in found:
+            torch.testing.assert_close(result[name]["losses"], alone["losses"], rtol=0, atol=1e-9)
+        for key, value in found[0][name]["state"].items():
+            if "running" in key and name[0] in EVEN:  # those of each device's own groups
+                continue
+            torch.testing.assert_close(value, alone["state"][key], rtol=0, atol=1e-8, msg=lambda m, k=key: f"{k}: {m}")
+            if "queue" in key:
+                assert all(result[name]["state"][key].equal(value) for result in found), key
+
+
+def test_losses_change_over_the_steps_and_the_queue_goes_round() -> None:
+    """What is compared above is not a row of constants."""
+    for name in METHODS | EVEN:
+        losses = fit(name)["losses"][:, 0]
+        assert losses.diff().abs().min() > 1e-6, name
+    assert fit("moco")["state"]["queue_count"] == 15 * BATCH + 5 * LAST > 3 * 37
+
+
+class Groups(nn.Module):
+    dim = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+def gathered(rank: int, world: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    rows = torch.arange(7 * 2, dtype=torch.float64).view(7, 2)
+    own = rows.tensor_split(world)[rank].clone().requires_grad_()
+    everything = devices.gather(own, 7)
+    (everything * (1 + rank) * rows).sum().backward()
+    result = {
+        "rows": everything.detach(),
+        "grad": own.grad,
+        "index": devices.gather(torch.arange(7).tensor_split(world)[rank], 7),
+    }
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+    norm = global_batch_norm(Groups(), torch.device("cpu"))
+    assert isinstance(norm.norm, GlobalBatchNorm)
+    part = x.tensor_split(world)[rank].clone().requires_grad_()
+    y = norm(part)
+    (devices.gather(y, 7) ** 3).sum().backward()
+    result |= {
+        "y": y.detach(),
+        "y grad": part.grad / world,
+        "mean": norm.norm.running_mean,
+        "var": norm.norm.running_var,
+    }
+    with pytest.raises(ValueError, match="rows of 20"):
+        devices.gather(own.detach(), 20)
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_gathered_rows_and_global_batch_statistics(world: int, tmp_path: Path) -> None:
+    mp.spawn(gathered, args=(world, str(tmp_path)), nprocs=world)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    rows = torch.arange(7 * 2, dtype=torch.float64).view(7, 2)
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    plain = Groups()
+    y = plain(x)
+    (y**3).sum().backward()
+    assert x.grad is not None
+    for rank, result in enumerate(found):
+        assert result["rows"].equal(rows)
+        assert result["index"].tolist() == list(range(7))
+        assert result["grad"].equal(rows.tensor_split(world)[rank] * sum(range(1, world + 1)))
+        torch.testing.assert_close(result["y"], y.detach().tensor_split(world)[rank])
+        torch.testing.assert_close(result["y grad"], x.grad.tensor_split(world)[rank], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result["mean"], plain.norm.running_mean)
+        torch.testing.assert_close(result["var"], plain.norm.running_var)

@@ -2,15 +2,15 @@
 loss.
 """
 
-import math
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
+from twoview import devices
+from twoview.errors import UserError
 from twoview.losses import Contrast
 from twoview.optim import Recipe
 
@@ -19,7 +19,8 @@ class ContrastiveModule(pl.LightningModule):
     """Base of the methods. A method overrides `contrast` and `candidates`, and names its parts in its constructor.
 
     A batch is `((v1, v2), index, label)`: two views (B, ...) of the same B samples, their sample numbers (B,) and
-    labels, which no method reads.
+    labels, which no method reads. Where the first views are mixtures of neighbours (`augment.mix`), it is
+    `((v1, v2, share), index, label)`, with the share (B,) of its own sample in each.
     """
 
     def __init__(self, encoder: nn.Module, optimizer: Recipe) -> None:
@@ -27,38 +28,69 @@ class ContrastiveModule(pl.LightningModule):
         self.encoder = encoder
         self.recipe = optimizer
         self.global_batch_size = 0  # set by the run: the learning rate depends on it
+        self.even_shares = True  # set by the run: whether all devices have as many samples, in every batch
 
-    def contrast(self, v1: Tensor, v2: Tensor, index: Tensor) -> Contrast:
+    def contrast(self, v1: Tensor, v2: Tensor, index: Tensor, share: Tensor | None = None) -> Contrast:
         """The loss of two views and the accuracy of the contrastive task."""
         raise NotImplementedError
 
-    def candidates(self) -> int:
-        """Among how many candidates each row looks for its positive, the positive included."""
+    def candidates(self) -> int | Tensor:
+        """Among how many candidates each row looks for its positive at present, the positive included."""
         raise NotImplementedError
 
-    def gather(self, z: Tensor) -> Tensor:
-        """The rows of all W devices, (B / W, P) -> (B, P), through which gradients flow back to the device they
-        belong to.
+    def check_share(self, rows: int, world_size: int) -> None:
+        """Raises UserError if a device cannot have `rows` samples of a batch. Called before the first step."""
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of the global batch (B, ...), in its order, from those of each device (B / W, ...), with gradients.
 
         Every device computes the loss of the global batch; the sum of the W gradients that reach a row and the mean
         over devices that DDP takes of the parameters' gradients make the gradient of one device with the whole batch.
         """
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return z
-        return torch.cat(all_gather(z))
+        if devices.world_size() == 1:
+            return rows
+        if self.even_shares:
+            return devices.gather(rows, len(rows) * devices.world_size())
+        n = torch.tensor(len(rows), device=rows.device)
+        dist.all_reduce(n)
+        return devices.gather(rows, int(n))
+
+    def chance(self) -> Tensor:
+        """The loss at present of a network that cannot tell candidates apart, in nats: a scalar on the device."""
+        candidates = self.candidates()
+        if not isinstance(candidates, Tensor):
+            candidates = torch.full((), candidates, device=self.device)
+        return candidates.float().log()
 
     @property
     def chance_loss(self) -> float:
-        """The loss of a network that cannot tell candidates apart, in nats."""
-        return math.log(self.candidates())
+        """`chance` as a number."""
+        return float(self.chance())
 
-    def training_step(self, batch: tuple[tuple[Tensor, Tensor], Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        (v1, v2), index, _ = batch
-        loss, accuracy = self.contrast(v1, v2, index)
-        return {"loss": loss, "accuracy": accuracy}  # read by the monitors, see `twoview.monitor`
+    def outlook(self) -> str:
+        """What the loss is to be compared with, for the lines before the first step."""
+        return f"loss at chance level {self.chance_loss:.3f}"
+
+    @property
+    def progress(self) -> float:
+        """The share of the run's steps that are made; 0 outside of a run."""
+        trainer = self._trainer
+        return 0.0 if trainer is None else trainer.global_step / max(1, trainer.estimated_stepping_batches)
+
+    def training_step(self, batch: tuple[tuple[Tensor, ...], Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        views, index, _ = batch
+        chance = self.chance()
+        loss, accuracy = self.contrast(views[0], views[1], index, *views[2:])
+        return {"loss": loss, "accuracy": accuracy, "chance": chance}  # read by the monitors, see `twoview.monitor`
 
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs or 1
         optimizer, schedule = self.recipe.build(self, self.global_batch_size, steps, epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def check_chunk(chunk: int | None) -> int | None:
+    if chunk is not None and chunk < 1:
+        raise UserError(f"loss.chunk must be at least 1 row, or null for all at once, not {chunk}")
+    return chunk

@@ -13,9 +13,11 @@ class Projector(nn.Sequential):
     4.2).
 
     `hidden_dim=None` keeps the width of h. `norm="batch"` normalises after each layer but the last, `"batch_all"`
-    after the last too (as SimCLR's TensorFlow code does), where linear layers lose their bias. `layers=1` is the
-    linear head of MoCo v1.
+    after the last too (as SimCLR's TensorFlow code does), where linear layers lose their bias. `affine_last=False`
+    takes scale and shift from the last of these norms (MoCo v3). `layers=1` is the linear head of MoCo v1.
     """
+
+    out_dim: int
 
     def __init__(
         self,
@@ -24,6 +26,7 @@ class Projector(nn.Sequential):
         hidden_dim: int | None = None,
         layers: int = 2,
         norm: Literal["none", "batch", "batch_all"] = "none",
+        affine_last: bool = True,
     ) -> None:
         if layers < 1 or out_dim < 1 or (hidden_dim is not None and hidden_dim < 1):
             raise UserError(
@@ -38,7 +41,8 @@ class Projector(nn.Sequential):
             normalised = norm == "batch_all" or (norm == "batch" and not last)
             modules.append(nn.Linear(a, b, bias=not normalised))
             if normalised:
-                modules.append(nn.BatchNorm1d(b))
+                modules.append(nn.BatchNorm1d(b, affine=affine_last or not last))
             if not last:
                 modules.append(nn.ReLU(inplace=True))
         super().__init__(*modules)
+        self.out_dim = out_dim

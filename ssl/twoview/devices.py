@@ -1,0 +1,74 @@
+"""What the devices of a run tell each other: rows of a global batch, and sums over it, both with gradients.
+
+The global batch of n samples lies on W devices in W runs of neighbours, the first n mod W of them one longer
+(`torch.tensor_split`). On one device, and outside of a distributed run, everything here does nothing.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def shares(n: int) -> list[int]:
+    """How many of the `n` samples of a global batch each device has."""
+    return [len(part) for part in torch.arange(n).tensor_split(world_size())]
+
+
+def gather(rows: Tensor, n: int) -> Tensor:
+    """All `n` rows of the global batch (n, ...), in its order, of which this device has `rows` (about n / W, ...).
+
+    In the backward pass a row's gradients from all devices are added up on the device that it came from.
+    """
+    if world_size() == 1:
+        return rows
+    each = shares(n)
+    if len(rows) != each[rank()]:
+        raise ValueError(f"device {rank()} has {len(rows)} rows of {n}, and should have {each[rank()]}")
+    pad = [0, 0] * (rows.ndim - 1) + [0, max(each) - len(rows)]  # what is exchanged has one shape everywhere
+    parts = _Gather.apply(F.pad(rows, pad)).tensor_split(world_size())
+    return torch.cat([part[:length] for part, length in zip(parts, each, strict=True)])
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of `x` over all devices. In the backward pass the gradients are added up over all devices likewise."""
+    return x if world_size() == 1 else _Sum.apply(x)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.tensor_split(world_size())[rank()]
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient

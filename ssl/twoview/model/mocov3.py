@@ -1,0 +1,94 @@
+"""MoCo v3: Chen, Xie & He, "An empirical study of training self-supervised vision transformers", ICCV 2021.
+
+arXiv 2104.02057. No queue: the negatives are the other keys of the batch, and a predictor turns queries towards keys.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from twoview.errors import UserError
+from twoview.losses import Contrast, info_nce_contrast
+from twoview.model.base import ContrastiveModule, check_chunk
+from twoview.model.momentum import check_momentum, follow, frozen_copy, momentum_at, refuse_low_precision
+from twoview.model.projector import Projector
+from twoview.optim import Recipe
+
+
+class MoCoV3(ContrastiveModule):
+    """Encoder, projector and predictor, whose queries look for the keys of a copy of encoder and projector that
+    follows with `momentum`.
+
+    The loss is the sum over both directions, times 2 `temperature` (the paper's algorithm 1): its chance level is 4 t
+    log B. `momentum_end` is the momentum at the end of the run, reached by half a cosine; `None` keeps it constant.
+    `projector` and `predictor` make heads from the width of what they get: callables with the argument `in_dim`.
+    `chunk`: rows of the similarity matrix held at once, `None` all.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        optimizer: Recipe,
+        projector: Callable[..., Projector],
+        predictor: Callable[..., Projector],
+        temperature: float = 0.2,
+        momentum: float = 0.99,
+        momentum_end: float | None = 1.0,
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__(encoder, optimizer)
+        if not 0 < temperature < math.inf:
+            raise UserError(f"model.temperature must be positive, not {temperature}")
+        check_momentum(momentum, momentum_end)
+        self.projector = projector(in_dim=encoder.dim)
+        self.predictor = predictor(in_dim=self.projector.out_dim)
+        if self.predictor.out_dim != self.projector.out_dim:
+            raise UserError(
+                f"model.predictor.out_dim={self.predictor.out_dim} and model.projector.out_dim="
+                f"{self.projector.out_dim} must be equal: queries are compared with keys"
+            )
+        self.key_encoder, self.key_projector = frozen_copy(self.encoder), frozen_copy(self.projector)
+        self.temperature = temperature
+        self.momentum, self.momentum_end = momentum, momentum_end
+        self.chunk = check_chunk(chunk)
+
+    def contrast(self, v1: Tensor, v2: Tensor, index: Tensor, share: Tensor | None = None) -> Contrast:
+        momentum = momentum_at(self.progress, self.momentum, self.momentum_end)
+        follow(self.key_encoder, self.encoder, momentum)  # first the step, then the keys
+        follow(self.key_projector, self.projector, momentum)
+        share = None if share is None else self.gather(share)  # (B,)
+        halves = []
+        for view, other in ((v1, v2), (v2, v1)):
+            query = self.gather(self.predictor(self.projector(self.encoder(view))))  # (B, P)
+            key = self.keys(other)  # (B, P)
+            own = torch.eye(len(key), dtype=torch.bool, device=key.device)
+            if share is not None:  # the neighbour's key is a candidate of its own right, see `info_nce_contrast`
+                own = own | own[_neighbours(len(key), key.device)]
+            halves.append(
+                info_nce_contrast(query, key, key, self.temperature, excluded=own, share=share, chunk=self.chunk)
+            )
+        loss = 2 * self.temperature * (halves[0].loss + halves[1].loss)
+        return Contrast(loss, (halves[0].accuracy + halves[1].accuracy) / 2)
+
+    @torch.no_grad()
+    def keys(self, view: Tensor) -> Tensor:
+        """Keys of the global batch (B, P), of length 1."""
+        z = self.key_projector(self.key_encoder(view))
+        return self.gather(F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1))
+
+    def candidates(self) -> int:
+        return self.global_batch_size
+
+    def chance(self) -> Tensor:
+        return 4 * self.temperature * super().chance()
+
+    def on_fit_start(self) -> None:
+        refuse_low_precision(self)
+
+
+def _neighbours(n: int, device: torch.device) -> Tensor:
+    """Of each row the one that it is mixed with; a lone last row's is itself."""
+    return (torch.arange(n, device=device) ^ 1).clamp(max=n - 1)
