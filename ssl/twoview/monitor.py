@@ -17,6 +17,7 @@ from twoview.errors import UserError
 from twoview.evaluate.features import ImageEncoder, extract
 from twoview.evaluate.knn import knn_accuracy
 from twoview.rng import permutation
+from twoview.sheet import positives
 
 COLUMNS = ("step", "epoch", "loss", "chance_loss", "accuracy", "lr", "knn", "images_per_second", "seconds")
 
@@ -65,7 +66,7 @@ class Meter(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        values = torch.stack([outputs["loss"].detach().float(), outputs["accuracy"]])
+        values = torch.stack([outputs["loss"].detach().float(), outputs["accuracy"], outputs["chance"]])
         self._sum = values if self._sum is None else self._sum.to(values.device) + values
         self._count += 1
         if trainer.global_step % self.every_steps == 0:
@@ -80,13 +81,13 @@ class Meter(pl.Callback):
         if self._sum is None:
             return
         self._refuse_nan(trainer, self._sum[0])
-        loss, accuracy = (self._sum / self._count).tolist()
+        loss, accuracy, chance = (self._sum / self._count).tolist()
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
         self.seconds += elapsed
         self.latest.update(
             loss=loss,
-            chance_loss=pl_module.chance_loss,
+            chance_loss=chance,
             accuracy=accuracy,
             lr=trainer.optimizers[0].param_groups[0]["lr"],
             images_per_second=self._count * pl_module.global_batch_size / elapsed,
@@ -226,17 +227,14 @@ class ViewSheet(pl.Callback):
 
     def draw(self, data: TwoViewDataModule) -> Tensor:
         """Rows: original, first view, second view. float (3, H', W') in [0, 1]."""
-        views = data.views
-        index = permutation(len(data.images), data.seed, epoch=0)[: self.images].to(views.mean.device)
-        originals = data.images.fetch(index).to(views.mean.device)
-        pictures = [
-            originals.float() / 255,
-            *(view * views.std + views.mean for view in views(originals, index, epoch=0)),
-        ]
+        device = data.views.mean.device
+        index = permutation(len(data.images), data.seed, epoch=0)[: self.images].to(device)
+        originals = data.images.fetch(index).to(device)
+        pictures = [originals.float() / 255, *positives(data.views, originals, index, epoch=0)]
         side = max(picture.shape[-1] for picture in pictures)
         scale = max(1, 64 // side)  # small images are shown enlarged, pixel by pixel
         rows = [
-            torch.nn.functional.interpolate(picture.clamp(0, 1), size=(side * scale, side * scale), mode="nearest")
+            torch.nn.functional.interpolate(picture, size=(side * scale, side * scale), mode="nearest")
             for picture in pictures
         ]
         return make_grid(torch.cat(rows).cpu(), nrow=len(index), padding=2, pad_value=1.0)
