@@ -15,7 +15,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from twoview import curves, pretrain, probe
+from twoview import curves, pretrain, preview, probe, selftest
 from twoview.command import CONFIGS, plain, run_command
 
 torch.set_num_threads(1)
@@ -42,6 +42,8 @@ TASKS: dict[str, Callable[..., int]] = {
     "linear_probe": probe.linear_command,
     "knn": probe.knn_command,
     "plot_run": curves.plot_command,
+    "preview_augment": preview.preview_command,
+    "selftest": selftest.selftest_command,
 }
 
 

@@ -22,7 +22,7 @@ from twoview.errors import UserError
 
 EXPERIMENTS = options("experiment")
 CHOICES = [(group, option) for group in groups() for option in options(group)]
-SCRIPTS = ["linear_probe", "knn", "plot_run"]
+SCRIPTS = ["linear_probe", "knn", "plot_run", "preview_augment", "selftest"]
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -124,7 +124,7 @@ def shrunk(name: str, compose: Compose) -> list[str]:
     """Overrides under which an experiment is a matter of a second, its encoder, policy and optimizer as they are."""
     config = compose(f"experiment={name}")
     words = [f"experiment={name}", "data=shapes", "data.n_train=24", "data.n_test=10", "data.size=8"]
-    words += ["batch_size=8", "epochs=1", "loader.max_batches=1", "trainer=cpu", "log_every_steps=1"]
+    words += ["batch_size=16", "epochs=1", "loader.max_batches=1", "trainer=cpu", "log_every_steps=1"]
     if config["encoder"]["_target_"].endswith("resnet50"):  # a smaller one that takes the same keys
         words += ["encoder=resnet18", "model.projector.hidden_dim=64"]
     if config["knn"] is not None:

@@ -26,10 +26,12 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "encoder": (TORCH, {"errors"}),
     "data": (LOADERS, {"errors", "rng"}),
     "data.datamodule": (LOADERS | LIGHTNING, {"data.images", "augment.base", "errors", "rng"}),
-    "model": ({"torch"} | LIGHTNING, {"losses", "optim", "errors"}),
+    "devices": ({"torch"}, set()),
+    "norm": ({"torch"}, {"devices", "errors"}),
+    "model": ({"torch"} | LIGHTNING, {"losses", "optim", "errors", "rng", "devices", "norm"}),
     "evaluate": ({"torch", "torchmetrics", "scipy"}, {"data.images", "errors"}),
 }
-MAY_USE_HYDRA = {"schema", "checkpoint", "command", "pretrain", "probe", "curves", "ablate"}
+MAY_USE_HYDRA = {"schema", "checkpoint", "command", "pretrain", "probe", "curves", "preview", "selftest", "ablate"}
 EXTRAS = {"pyarrow": "parquet", "matplotlib": "plot"}
 
 

@@ -37,9 +37,13 @@ def shards(folder: Path) -> None:
     pyarrow.parquet.write_table(table, folder / "shards" / "train-00000-of-00001.parquet")
 
 
-def shortened(words: list[str], run: Path) -> list[str]:
+def shortened(script: str, words: list[str], run: Path) -> list[str]:
     """The words of a command with what makes it short behind them, and with a real run in place of `<date>`."""
     words = [re.sub(r"runs/[\w-]+/<date>|<run>|runs/demo/latest", str(run), word) for word in words]
+    if script == "preview_augment":
+        return [*words, "data=shapes", "data.n_train=40", "data.n_test=2", "data.size=16", "images=2"]
+    if script == "selftest":
+        return [*words, "devices=cpu", "world=1"]  # with more: tests/test_selftest.py
     if any(word.startswith(("ckpt=", "run=", "--", "resume=")) for word in words):
         return words
     keep = {word.split("=")[0].split(".")[0] for word in words if word.startswith(("data=", "encoder="))}
@@ -51,8 +55,8 @@ def shortened(words: list[str], run: Path) -> list[str]:
     if "experiment=cifar10_paper" in words:  # its keys are those of a ResNet
         tiny = [word for word in tiny if not word.startswith("encoder")] + ["encoder=resnet18"]
     size = 16 if any("moco" in word for word in words) else 4  # MoCo's eight groups need two samples each
-    one_step = [f"batch_size={size}", "epochs=1", "loader.max_batches=1", "loader.num_workers=0", "optimizer.warmup_epochs=0"]
-    return [*words, *tiny, *one_step]
+    one_step = ["epochs=1", "loader.max_batches=1", "loader.num_workers=0", "optimizer.warmup_epochs=0"]
+    return [*words, *tiny, f"batch_size={size}", *one_step]
 
 
 @pytest.mark.parametrize("line", [*COMMANDS, *(line for line in INLINE if line not in COMMANDS)])
@@ -66,7 +70,7 @@ def test_command_of_the_readme_runs(line: str, command: Callable[..., Ended], fi
         photos(tmp_path)
     if "shards" in line:
         shards(tmp_path)
-    ended = command(*shortened(words, run), name=name)
+    ended = command(*shortened(name, words, run), name=name)
     assert ended.code == 0, ended.err
 
 

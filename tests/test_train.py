@@ -224,6 +224,30 @@ def test_an_interrupted_run_ends_as_the_straight_one(
     assert_same_run(finished, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model=moco", "model.queue_size=100", "model.momentum_end=1.0", "model.mask_same_image=true"],
+        ["model=moco", "model.queue_size=100", "model.symmetric=true", "trainer.precision=bf16-mixed"],
+        ["model=mocov3", "model.predictor.hidden_dim=16"],
+    ],
+    ids=["moco", "moco, symmetric, bf16", "mocov3"],
+)
+def test_queue_and_key_encoder_survive_an_interruption(
+    compose: Compose, tiny: list[str], tmp_path: Path, interrupt: Callable[..., None], words: list[str]
+) -> None:
+    config = compose(*tiny, *words)
+    pretrain.run(config, tmp_path / "straight")
+    interrupt(3)
+    pretrain.run(config, tmp_path / "resumed")
+    interrupt(None)
+    pretrain.run(config | {"resume": str(tmp_path / "resumed")}, tmp_path / "resumed")
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+    names = read(tmp_path / "resumed")["state_dict"].keys()
+    assert any(name.startswith("key_encoder.") for name in names)
+    assert ("queue" in names) == (words[0] == "model=moco")
+
+
 def test_a_run_may_be_interrupted_again_and_again(
     finished: Path, compose: Compose, tiny: list[str], tmp_path: Path, interrupt: Callable[..., None]
 ) -> None:
@@ -488,7 +512,16 @@ def test_the_shares_of_all_ranks_are_the_global_batch(world: int) -> None:
     for i, batch in enumerate(whole):
         parts = [share[i] for share in shares]
         assert {len(part) for part in parts} == {16 // world}
-        assert [sample for group in zip(*parts, strict=True) for sample in group] == batch
+        assert [sample for part in parts for sample in part] == batch  # runs of neighbours
+
+
+def test_an_uneven_last_batch_is_shared_too_unless_a_device_gets_nothing() -> None:
+    data = data_module(65, 16, drop_last=False)
+    assert data.shares(1) == {16, 1}
+    assert data_module(69, 16, drop_last=False).shares(2) == {8, 3, 2}
+    data.trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
+    with pytest.raises(UserError, match="last batch of 1 samples leaves some of the 2 devices without any"):
+        data.train_dataloader()
 
 
 def test_a_global_batch_must_divide_by_the_devices() -> None:

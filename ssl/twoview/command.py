@@ -170,7 +170,9 @@ def _quiet(debug: bool) -> None:
             show_path=False,
             highlighter=NullHighlighter(),
         )
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of several processes, one tells what they all do
+    level = logging.INFO if first else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
     if not debug:
         handler.addFilter(lambda record: record.name.startswith("twoview") or record.levelno >= logging.ERROR)
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch|lightning)\b.*")

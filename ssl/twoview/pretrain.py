@@ -30,7 +30,7 @@ from twoview.progress import ProgressBar, clock
 
 log = logging.getLogger(__name__)
 
-SECTIONS = ("data", "augment", "encoder", "model", "optimizer", "trainer", "loader", "knn", "checkpoint")
+SECTIONS = ("loss", "data", "augment", "encoder", "model", "optimizer", "trainer", "loader", "knn", "checkpoint")
 KEYS = {
     "channels_last": bool,
     "name": str,
@@ -66,6 +66,7 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         config["model"], encoder=encoder, optimizer=schema.build(config["optimizer"])
     )
     model.global_batch_size = config["batch_size"]
+    model.even_shares = data.drop_last
     model.recipe.build(model, config["batch_size"], steps=1, epochs=config["epochs"])  # what it refuses is said now
 
     normalization = {"mean": train.mean, "std": train.std}
@@ -81,6 +82,8 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         checkpoints=checkpoints,
         logger=_TensorBoard(save_dir=str(run_dir), name="", version=""),
     )
+    for rows in data.shares(trainer.world_size):
+        model.check_share(rows, trainer.world_size)
     if trainer.is_global_zero:
         _write_config(stored, run_dir)
         for line in brief(config, model, data, trainer, run_dir):
@@ -205,7 +208,7 @@ def brief(
         f"batch {batch}{share} on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, "
         f"{trainer.precision}; {schedule}, warm-up {recipe.warmup_epochs:g} epochs, cosine",
         f"{steps:,} steps in {config['epochs']} epochs of {data.batches_per_epoch}; "
-        f"loss at chance level {model.chance_loss:.3f}",
+        f"{model.outlook()}",
         f"everything goes to {run_dir}",
     ]
 
@@ -335,10 +338,13 @@ def resumed(config: dict[str, Any], words: list[str]) -> dict[str, Any]:
         key, _, _ = word.partition("=")
         if key in ("resume", "debug"):
             continue
-        if ("." not in key and isinstance(stored.get(key), dict)) or key not in flat(stored):
+        section = stored.get(key)
+        if isinstance(section, dict) and section.get("_target_") == (config.get(key) or {}).get("_target_"):
+            continue  # the group's name, needed on the line where its keys are not those of the default
+        if isinstance(section, dict) or key not in flat(stored):
             raise UserError(
                 f"resume takes the configuration of the checkpoint, and {word!r} cannot change it; "
-                "give values of its keys only, as epochs=200"
+                "give values of its keys only, as epochs=200 (and with keys of model=moco, model=moco itself)"
             )
         value = OmegaConf.select(OmegaConf.create(config), key)
         log.info("resuming with %s=%s instead of %s", key, value, OmegaConf.select(merged, key))

@@ -24,7 +24,9 @@ def philox(counter: Sequence[Tensor | int], key: tuple[int, int]) -> tuple[Tenso
     `counter` is four int64 tensors (or ints) of 32-bit words that broadcast against each other, `key` two such words.
     Returns four int64 tensors of uniform 32-bit words in the broadcast shape.
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*(torch.as_tensor(c, device=_device(counter)) for c in counter))
+    device = _device(counter)  # numbers are filled in there: copying them would make the host wait for a GPU
+    words = (c if isinstance(c, Tensor) else torch.full((), c, dtype=torch.int64, device=device) for c in counter)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*words)
     k0, k1 = key
     for _ in range(10):
         # The product of two 32-bit words wraps around in int64, but its bits are those of the unsigned product.
@@ -37,6 +39,11 @@ def philox(counter: Sequence[Tensor | int], key: tuple[int, int]) -> tuple[Tenso
         )
         k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
     return c0, c1, c2, c3
+
+
+@torch.compiler.assume_constant_result
+def _word(stream: str) -> int:
+    return zlib.crc32(stream.encode())
 
 
 def _device(values: Sequence[Tensor | int]) -> torch.device | None:
@@ -68,7 +75,7 @@ class Draw:
         block = torch.arange((count + 3) // 4, device=self.index.device)  # four words come from each block
         view = self.view[:, None] if isinstance(self.view, Tensor) else self.view
         words = philox(
-            (self.index[:, None], self.epoch, zlib.crc32(self.stream.encode()), view * 65536 + block),
+            (self.index[:, None], self.epoch, _word(self.stream), view * 65536 + block),
             (self.seed & _WORD, (self.seed >> 32) & _WORD),
         )
         return torch.stack(words, dim=-1).flatten(1)[:, :count]  # (B, blocks, 4) -> (B, count)

@@ -1,4 +1,8 @@
+import logging
 import math
+import os
+import shutil
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -6,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from twoview.augment import base
 from twoview.augment.base import BatchAugment, Params, TwoViews, check_range
 from twoview.augment.geometric import HorizontalFlip, RandomResizedCrop
 from twoview.augment.photometric import ColorJitter, GaussianBlur, Grayscale
@@ -357,11 +362,160 @@ def test_any_counters_give_pixels_in_range(seed: int, epoch: int, numbers: list[
     torch.testing.assert_close(last[0], v2[-1], rtol=0, atol=2e-6)
 
 
+# Blocks, and compiled policies
+
+
+@pytest.fixture
+def info(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """The lines that the engine has logged."""
+    caplog.set_level(logging.INFO, "twoview.augment.base")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a compiled policy without the minute that a compiler takes."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+
+
+@pytest.mark.parametrize("size", [None, 20])
+@pytest.mark.parametrize("second", [None, {"gray": None}])
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, size: int | None, second: dict[str, None]) -> None:
+    ops, images, i = policy() | {"crop": RandomResizedCrop(size=size)}, pixels(37), index(37)
+    whole = two_views(ops, second=second)(images, i, 1)
+    monkeypatch.setattr(base, "_CACHE", 5 * 4 * 3 * 32 * 32)  # rounded down to four rows
+    for a, b in zip(two_views(ops, second=second)(images, i, 1), whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("second", [None, {"gray": None}])
+def test_the_last_block_of_a_compiled_policy_is_filled_up(second: dict[str, None]) -> None:
+    views, eager = two_views(compile=True, second=second), two_views(compile=False, second=second)
+    for n in (70, 5, 1, 0):
+        for a, b in zip(views(pixels(n), index(n), n), eager(pixels(n), index(n), n), strict=True):
+            assert a.shape == b.shape
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), reason="no C++ compiler")
+@pytest.mark.parametrize("channels", [3, 1, 4])
+def test_compiled_equals_eager_and_is_compiled_once(channels: int) -> None:
+    ops = policy() if channels < 4 else {name: policy()[name] for name in ("crop", "flip", "blur")}
+    compiled, eager = (TwoViews(ops, [0.5] * channels, [0.2] * channels, compile=c) for c in (True, False))
+    torch._dynamo.reset()
+    compiled(pixels(70, 32, channels), index(70), 0)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for n, epoch in ((70, 1), (200, 2), (5, 3), (1, 4), (0, 5)):
+            images = pixels(n, 32, channels)
+            for kind in (images, images.contiguous(memory_format=torch.channels_last)):
+                for a, b in zip(compiled(kind, index(n), epoch), eager(images, index(n), epoch), strict=True):
+                    torch.testing.assert_close(a, b, rtol=0, atol=5e-5)  # 1e-5 of pixels, divided by 0.2
+    for a, b in zip(
+        compiled(pixels(9, 32, channels) / 255, index(9), 0), eager(pixels(9, 32, channels), index(9), 0), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-5)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_auto_compiles_long_runs_only(info: Callable[[], list[str]]) -> None:
+    for ahead, outcome in ((0, "eager"), (3.9e9, "eager"), (4.1e9, "compiled in")):
+        views = two_views()
+        views.ahead = int(ahead)
+        for epoch in range(3):
+            views(pixels(2), index(2), epoch)
+        assert (views._compiled is not None) == (outcome != "eager")
+        assert info()[-1].startswith(f"augmentation on cpu: {outcome}")
+    assert len(info()) == 3  # one line for each run
+
+
+def test_auto_stays_eager_without_a_compiler(monkeypatch: pytest.MonkeyPatch, info: Callable[[], list[str]]) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    views = two_views()
+    views.ahead = 10**12
+    views(pixels(2), index(2), 0)
+    assert info() == ["augmentation on cpu: eager (no C++ compiler)"]
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("wanted", [True, False])
+def test_compile_can_be_said(wanted: bool, info: Callable[[], list[str]]) -> None:
+    views = two_views(compile=wanted)
+    views.ahead = 0 if wanted else 10**12
+    views(pixels(2), index(2), 0)
+    assert f"augment.compile={str(wanted).lower()}" in info()[0]
+    assert (views._compiled is not None) == wanted
+
+
+def test_a_single_image_is_a_trial_that_decides_nothing(info: Callable[[], list[str]]) -> None:
+    views = two_views(compile=True)
+    views(pixels(1), index(1), 0)
+    assert info() == []
+
+
+def test_a_compiler_that_fails_leaves_the_eager_way(
+    monkeypatch: pytest.MonkeyPatch, info: Callable[[], list[str]]
+) -> None:
+    def broken(function: object, **options: object) -> Callable[..., Tensor]:
+        def call(*args: object) -> Tensor:
+            raise RuntimeError("no such header\nand more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    views = two_views(compile=True)
+    for epoch in range(2):
+        found, expected = (v(pixels(6), index(6), epoch) for v in (views, two_views(compile=False)))
+        assert found[0].equal(expected[0])
+    assert [line for line in info() if "failed" in line] == [
+        "augmentation stays eager: torch.compile failed with no such header"
+    ]
+
+
+# Input that is not what it should be
+
+
+@pytest.mark.parametrize("bad", [pixels(4).float(), pixels(4) / 128 - 1, torch.full((4, 3, 32, 32), math.nan)])
+def test_floats_outside_their_range_are_said_once(bad: Tensor, info: Callable[[], list[str]]) -> None:
+    views = two_views()
+    for epoch in range(3):
+        views(bad, index(4), epoch)
+    warnings = [line for line in info() if "expect floats in [0, 1]" in line]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("images lie in [")
+
+
+@pytest.mark.parametrize("good", [pixels(4), pixels(4) / 255, torch.zeros(4, 3, 32, 32), torch.ones(4, 3, 32, 32)])
+def test_good_images_need_no_words(good: Tensor, info: Callable[[], list[str]]) -> None:
+    two_views()(good, index(4), 0)
+    assert not [line for line in info() if "expect" in line]
+
+
+# Mixtures
+
+
+def test_mix_acts_on_the_first_view_alone() -> None:
+    images, i = pixels(6), index(6)
+
+    def swap(view: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        assert (draw.seed, draw.epoch, draw.view, draw.stream) == (7, 3, 0, "mix")
+        assert draw.index.equal(i)
+        return view.flip(0), torch.full((6,), 0.75)
+
+    v1, v2 = two_views(seed=7)(images, i, 3)
+    w1, w2, share = two_views(seed=7, mix=swap)(images, i, 3)
+    assert w1.equal(v1.flip(0))
+    assert w2.equal(v2)
+    assert share.equal(torch.full((6,), 0.75))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_the_same_views_and_never_waits() -> None:
+@pytest.mark.parametrize("compile_mode", [False, True])
+def test_a_gpu_gives_the_same_views_and_never_waits(compile_mode: bool) -> None:
     images, i = pixels(256), index(256)
-    views = two_views().cuda()
+    views = two_views(compile=compile_mode).cuda()
     on_gpu = images.cuda(), i.cuda()
     views(*on_gpu, 0)
     torch.cuda.synchronize()

@@ -9,6 +9,7 @@ from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from twoview.augment import geometric
 from twoview.augment.geometric import HorizontalFlip, RandomResizedCrop
 from twoview.errors import UserError
 from twoview.rng import Draw
@@ -105,6 +106,20 @@ def test_the_whole_image_at_its_own_size_is_the_identity() -> None:
     for interpolation, antialias in itertools.product(FILTERS, (True, False)):
         out = RandomResizedCrop(interpolation=interpolation, antialias=antialias).apply(images, {"box": box})
         torch.testing.assert_close(out, images, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("interpolation", "antialias"), list(itertools.product(FILTERS, (True, False))))
+@pytest.mark.parametrize(("H", "W", "size"), [(32, 32, None), (80, 64, 32), (20, 70, 96)])
+def test_matrix_products_and_row_by_row_are_the_same(
+    H: int, W: int, size: int | None, interpolation: str, antialias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = torch.cat([random_boxes(60, H, W), extreme_boxes(H, W)])
+    images = torch.rand(len(box), 4, H, W, generator=torch.Generator().manual_seed(1))
+    crop, ways = RandomResizedCrop(size=size, interpolation=interpolation, antialias=antialias), []
+    for side in (0, 1000):
+        monkeypatch.setattr(geometric, "_PRODUCTS_PAY", side)
+        ways.append(crop.apply(images, {"box": box}))
+    torch.testing.assert_close(*ways, rtol=0, atol=1e-5)
 
 
 def test_one_crop_per_row() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from twoview.augment.photometric import ColorJitter, GaussianBlur, Grayscale
+from twoview.augment.photometric import ColorJitter, GaussianBlur, Grayscale, _order, _steps
 from twoview.errors import UserError
 from twoview.rng import Draw
 
@@ -91,9 +91,7 @@ def test_without_a_turn_of_hue_every_order_is_exact() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_path_of_gpus_is_the_same(H: int, channels: int) -> None:
     images, params = colours(960, H, 5)[:, :channels], jitter_params(960)
-    if channels == 1:
-        params["saturation"] = torch.ones(960)
-    masked = ColorJitter()._masked(images, params, params["order"].argsort(dim=1)[:, 3])
+    masked = ColorJitter()._masked(images, *_steps(params))
     torch.testing.assert_close(masked, ColorJitter().apply(images, params), rtol=0, atol=1e-6)
 
 
@@ -140,6 +138,10 @@ N = 120_000
 def drawn() -> dict[str, Tensor]:
     jitter = ColorJitter(brightness=0.4, contrast=1.5, saturation=0.8, hue=0.2, strength=0.9)
     return jitter.sample(Draw(0, 0, torch.arange(N), 0, "jitter"), N, (32, 32))
+
+
+def test_the_numbers_of_the_24_orders() -> None:
+    assert _order(torch.arange(24)).equal(ORDERS)
 
 
 def test_factors_are_uniform_over_their_ranges(drawn: dict[str, Tensor]) -> None:

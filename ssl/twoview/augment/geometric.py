@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from twoview.augment.base import BatchAugment, Params, check_range
@@ -85,13 +86,16 @@ class RandomResizedCrop(BatchAugment):
         return H, W
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
-        top, left, h, w = params["box"].unbind(1)  # (B,) each
-        H, W = images.shape[-2:]
-        rows = self._weights(top, h, H, self.size or H)  # (B, H', H)
-        columns = self._weights(left, w, W, self.size or W)  # (B, W', W)
-        B, C = images.shape[:2]
+        (B, C, H, W), box = images.shape, params["box"]
+        height, width = self.size or H, self.size or W
+        if images.device.type == "cpu" and max(H, W, height, width) > _PRODUCTS_PAY:
+            return _row_by_row(images, box, height, width, self.interpolation, self.antialias)
+        top, left, h, w = box.unbind(1)  # (B,) each
+        rows = self._weights(top, h, H, height)  # (B, H', H)
+        columns = self._weights(left, w, W, width)  # (B, W', W)
         x = torch.bmm(images.reshape(B, C * H, W), columns.transpose(1, 2))  # (B, C*H, W')
-        x = torch.matmul(rows[:, None], x.view(B, C, H, columns.shape[1]))  # (B, C, H', W')
+        rows = rows[:, None].expand(B, C, height, H).reshape(B * C, height, H)  # `matmul` would broadcast far slower
+        x = torch.bmm(rows, x.view(B * C, H, width)).view(B, C, height, width)
         return x.clamp(0, 1) if self.interpolation == "bicubic" else x  # bicubic overshoots at edges
 
     def _weights(self, start: Tensor, length: Tensor, size_in: int, size_out: int) -> Tensor:
@@ -133,6 +137,26 @@ def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
 
 
 _FILTERS = {"bilinear": (_triangle, 1, True), "bicubic": (_cubic, 2, False)}
+
+
+_PRODUCTS_PAY = 64  # pixels: beyond this side a CPU multiplies with more zeros than it gains by batching
+
+
+@torch.library.custom_op("twoview::row_by_row", mutates_args=())  # one node for a compiler, which cannot see into it
+def _row_by_row(images: Tensor, box: Tensor, height: int, width: int, interpolation: str, antialias: bool) -> Tensor:
+    """Each row of `images` (B, C, H, W) cropped to its `box` (B, 4) and resized by torch's own kernel, on the CPU."""
+    out = images.new_empty(len(images), images.shape[1], height, width)
+    for row, (top, left, h, w) in enumerate(box.tolist()):
+        crop = images[row : row + 1, :, top : top + h, left : left + w]
+        # A linear filter that only enlarges is the same with and without antialias, and faster without.
+        widen = antialias and (interpolation == "bicubic" or h > height or w > width)
+        out[row] = F.interpolate(crop, (height, width), mode=interpolation, antialias=widen)[0]
+    return out.clamp_(0, 1) if interpolation == "bicubic" else out
+
+
+@_row_by_row.register_fake
+def _(images: Tensor, box: Tensor, height: int, width: int, interpolation: str, antialias: bool) -> Tensor:
+    return images.new_empty(len(images), images.shape[1], height, width)
 
 
 class HorizontalFlip(BatchAugment):

@@ -98,7 +98,7 @@ class LargerShare:
     def __call__(self, u: Tensor) -> Tensor:
         """float64 (B,) in [1/2, 1] from `u` (B,)."""
         below = self.below.to(u.device, non_blocking=True)
-        cell = torch.searchsorted(below, u.contiguous(), right=True).clamp(1, self.points - 1)  # u is between cell - 1 and cell
+        cell = torch.searchsorted(below, u.contiguous(), right=True).clamp(1, self.points - 1)  # u is below this one
         low, high = below[cell - 1], below[cell]
         at = (cell - 1 + (u - low) / (high - low)) / (self.points - 1)
         return 1 - at.clamp(0, 1) ** self.power / 2

@@ -11,10 +11,9 @@ from twoview.augment.base import BatchAugment, Params, check_range
 from twoview.errors import UserError
 from twoview.rng import Draw
 
+Planes = tuple[Tensor, ...]  # the channels, (B, H, W) each
+
 _GRAY = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
-_ORDERS = torch.tensor(  # the 24 orders of brightness 0, contrast 1, saturation 2, hue 3
-    [[a, b, c, 6 - a - b - c] for a in range(4) for b in range(4) for c in range(4) if len({a, b, c}) == 3]
-)
 
 
 class ColorJitter(BatchAugment):
@@ -59,86 +58,118 @@ class ColorJitter(BatchAugment):
             low = max(0.0, 1.0 - x)
             params[name] = low + (1 + x - low) * u[:, i]
         params["hue"] = self.hue * self.strength * (2 * u[:, 3] - 1)
-        params["order"] = _ORDERS.to(u.device)[(u[:, 4] * len(_ORDERS)).long()]
+        params["order"] = _order((u[:, 4] * 24).long())
         return params
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         channels = images.shape[1]
         if channels not in (1, 3):
             raise UserError(f"ColorJitter needs images of 1 or 3 channels, not {channels}; take it out of the policy")
-        if channels == 1:  # no colour: the steps of saturation and hue change nothing
-            params = params | {"saturation": torch.ones_like(params["saturation"])}
-        hue_place = params["order"].argsort(dim=1)[:, 3]  # (B,)
-        if images.device.type != "cpu":
-            return self._masked(images, params, hue_place)
+        steps, hue, hue_place = _steps(params)
+        if images.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._masked(images, steps, hue, hue_place)
         result = torch.empty_like(images)
         for q in range(4):  # rows that turn the hue at the same place go through the four steps together
             rows = (hue_place == q).nonzero()[:, 0]
-            group = {name: value[rows] for name, value in params.items()}
-            x = images[rows]
-            for position in range(4):
-                x = _turn_if_colour(x, group["hue"]) if position == q else _blend(x, position, group)
-            result[rows] = x
+            if len(rows) == 0:
+                continue
+            planes = images[rows].unbind(1)
+            for place in range(4):
+                planes = turn_hue(planes, hue[rows]) if place == q else _blend(planes, steps[place][rows])
+            result[rows] = torch.stack(planes, dim=1)
         return result
 
-    def _masked(self, images: Tensor, params: Params, hue_place: Tensor) -> Tensor:
-        """The same without shapes that depend on the data, so that the host never waits for a GPU: linear steps run
-        twice under a mask.
+    def _masked(self, images: Tensor, steps: list[Tensor], hue: Tensor, hue_place: Tensor) -> Tensor:
+        """The same without shapes that depend on the data, so that the host never waits for a GPU and a compiler sees
+        one chain: steps that do nothing stand wherever the hue of a row leaves a gap.
         """
-        x = images
-        for position in range(3):
-            x = _blend(x, position, params, active=position < hue_place)
-        x = _turn_if_colour(x, params["hue"])
-        for position in range(1, 4):
-            x = _blend(x, position, params, active=position > hue_place)
-        return x
+        nothing = torch.zeros_like(steps[0])
+        nothing[:, 0] = 1
+        before = [torch.where((place < hue_place)[:, None], steps[place], nothing) for place in range(3)]
+        after = [torch.where((place > hue_place)[:, None], steps[place], nothing) for place in range(1, 4)]
+        rows = torch.cat(before + after, dim=1)  # (B, 18), in memory: not computed again for each pixel
+        planes = images.unbind(1)
+        for step in rows[:, :9].split(3, dim=1):
+            planes = _blend(planes, step)
+        planes = turn_hue(planes, hue)
+        for step in rows[:, 9:].split(3, dim=1):
+            planes = _blend(planes, step)
+        return torch.stack(planes, dim=1)
 
 
-def _blend(x: Tensor, position: int, params: Params, active: Tensor | None = None) -> Tensor:
-    """The step at `position` of each row's order, if it is a linear one: x -> f x + (1 - f) base, cut to [0, 1].
+def _order(number: Tensor) -> Tensor:
+    """The permutation of 0 ... 3 of each `number` (n,) in 0 ... 23, in lexicographic order: int64 (n, 4).
 
-    The base is black for brightness, the mean luminance for contrast and the luminance of each pixel for saturation.
+    Computed rather than looked up: a table would have to be copied to each device, for which the host waits.
     """
-    step = params["order"][:, position]  # (B,)
-    table = torch.stack(
-        [params["brightness"], params["contrast"], params["saturation"], torch.ones_like(params["hue"])],
-        dim=1,
-    )
-    f = table.gather(1, step[:, None])[:, 0]  # (B,)
-    if active is not None:
-        f = torch.where(active, f, 1.0)
-    luminance = gray(x) if x.shape[1] == 3 else x  # (B, 1, H, W)
-    rest = 1 - f
-    of_mean = (torch.where(step == 1, rest, 0.0) * luminance.mean(dim=(1, 2, 3)))[:, None, None, None]
-    of_pixel = torch.where(step == 2, rest, 0.0)[:, None, None, None]
-    return torch.addcmul(of_mean, luminance, of_pixel).addcmul(x, f[:, None, None, None]).clamp_(0, 1)
+    first, rest = number // 6, number % 6
+    second, third = rest // 2, rest % 2  # places among those that are left
+    second = second + (second >= first)
+    third = third + (third >= torch.minimum(first, second))
+    third = third + (third >= torch.maximum(first, second))
+    return torch.stack([first, second, third, 6 - first - second - third], dim=1)
 
 
-def _turn_if_colour(x: Tensor, hue: Tensor) -> Tensor:
-    return turn_hue(x, hue[:, None, None, None]) if x.shape[1] == 3 else x
+def _steps(params: Params) -> tuple[list[Tensor], Tensor, Tensor]:
+    """What happens to each row: coefficients (B, 3) at each of the four places, the turn of hue (B,) in sixths of the
+    circle, and its place (B,).
+    """
+    order = params["order"]
+    factors = torch.stack([params["brightness"], params["contrast"], params["saturation"]], dim=1)  # (B, 3)
+    hue_place = (order == 3).to(torch.uint8).argmax(dim=1)  # (B,)
+    return [_coefficients(order[:, place], factors) for place in range(4)], 6 * params["hue"], hue_place
+
+
+def _coefficients(step: Tensor, factors: Tensor) -> Tensor:
+    """Each linear step is x -> f x + (1 - f) base, where the base is black for brightness, the mean luminance for
+    contrast and the luminance of each pixel for saturation: (B, 3) coefficients of x, mean and luminance.
+
+    `step` (B,) names the step of each row, 0 ... 3, `factors` (B, 3) are those of the first three.
+    """
+    f = torch.where(step == 0, factors[:, 0], torch.where(step == 1, factors[:, 1], factors[:, 2]))
+    f = torch.where(step == 3, 1.0, f)
+    return torch.stack([f, (1 - f) * (step == 1), (1 - f) * (step == 2)], dim=1)
+
+
+def _blend(planes: Planes, coefficients: Tensor) -> Planes:
+    """A linear step (see `_coefficients`), cut to [0, 1]."""
+    f, of_mean, of_pixel = coefficients[:, :, None, None].unbind(1)  # (B, 1, 1) each
+    luminance = _luminance(planes)  # (B, H, W)
+    base = torch.addcmul(of_mean * luminance.mean(dim=(1, 2), keepdim=True), of_pixel, luminance)
+    return tuple(torch.addcmul(base, f, plane).clamp_(0, 1) for plane in planes)
+
+
+def _luminance(planes: Planes) -> Tensor:
+    """(B, H, W) of one or three channels."""
+    if len(planes) == 1:
+        return planes[0]
+    r, g, b = planes
+    return (_GRAY[0] * r).add_(g, alpha=_GRAY[1]).add_(b, alpha=_GRAY[2])
 
 
 def gray(x: Tensor) -> Tensor:
     """Luminance (B, 1, H, W) of (B, 3, H, W)."""
-    r, g, b = x.split(1, dim=1)
-    return (_GRAY[0] * r).add_(g, alpha=_GRAY[1]).add_(b, alpha=_GRAY[2])
+    return _luminance(x.unbind(1))[:, None]
 
 
-def turn_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turns the hue of `x` (B, 3, H, W) by `shift` (B, 1, 1, 1), a share of the colour circle, at equal value and
-    saturation in HSV.
+def turn_hue(planes: Planes, turn: Tensor) -> Planes:
+    """Red, green and blue (B, H, W) each, the hue turned by `turn` (B,) sixths of the colour circle, at equal value and
+    saturation in HSV. One channel has no hue and stays as it is.
 
-    In HSV each channel is v - v s max(0, min(1, k, 4 - k)) with k = (n + 6 h) mod 6 and n = 5, 3, 1 for red, green,
-    blue.
+    At hue h in [0, 6) the share of a channel between the lowest and the highest one is |h - 3| - 1 for red, 2 - |h - 2|
+    for green and 2 - |h - 4| for blue, cut to [0, 1].
     """
-    v, lowest = x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True)  # (B, 1, H, W)
-    chroma = v - lowest
-    r, g, b = x.split(1, dim=1)
-    safe = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
-    sector = torch.where(v == r, (g - b) / safe, torch.where(v == g, 2 + (b - r) / safe, 4 + (r - g) / safe))  # 6 h
-    n = torch.tensor([5.0, 3.0, 1.0], device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
-    k = torch.remainder(n + sector + 6 * shift, 6)  # (B, 3, H, W)
-    return v - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    if len(planes) == 1:
+        return planes
+    r, g, b = planes
+    highest, lowest = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
+    chroma = highest - lowest
+    scale = 1 / torch.where(chroma == 0, 1.0, chroma)
+    h = torch.where(highest == g, 2 + (b - r) * scale, 4 + (r - g) * scale)
+    h = torch.where(highest == r, (g - b) * scale, h) + turn[:, None, None]
+    h = h - 6 * torch.floor(h / 6)
+    shares = (h - 3).abs() - 1, 2 - (h - 2).abs(), 2 - (h - 4).abs()
+    return tuple(torch.addcmul(lowest, chroma, share.clamp(0, 1)) for share in shares)
 
 
 class Grayscale(BatchAugment):

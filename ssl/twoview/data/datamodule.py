@@ -75,6 +75,13 @@ class TwoViewDataModule(pl.LightningDataModule):
         batches = n // self.batch_size if self.drop_last else -(-n // self.batch_size)
         return min(batches, self.max_batches or batches)
 
+    def shares(self, world_size: int) -> set[int]:
+        """How many samples of a batch a device may get, over all batches of an epoch."""
+        sizes = {self.batch_size} if len(self.images) >= self.batch_size else set()
+        if not self.drop_last and len(self.images) % self.batch_size:
+            sizes.add(len(self.images) % self.batch_size)
+        return {len(part) for n in sizes for part in torch.arange(n).tensor_split(world_size)}
+
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
         if self.batch_size % self.trainer.world_size:
@@ -82,12 +89,15 @@ class TwoViewDataModule(pl.LightningDataModule):
                 f"batch_size={self.batch_size} is the global batch and must divide by the "
                 f"{self.trainer.world_size} devices of the run"
             )
-        if self.trainer.world_size > 1 and not self.drop_last and len(self.images) % self.batch_size:
+        if min(self.shares(self.trainer.world_size)) == 0:
             raise UserError(
-                "loader.drop_last=false leaves devices with unequal last batches; set it to true, or use one device"
+                f"loader.drop_last=false: the last batch of {len(self.images) % self.batch_size} samples leaves some "
+                f"of the {self.trainer.world_size} devices without any; set it to true"
             )
         device = self.trainer.strategy.root_device
         self.views.to(device)
+        share, (H, W) = self.batch_size // self.trainer.world_size, self.images.shape[-2:]
+        self.views.ahead = 2 * share * self.batches_per_epoch * (self.trainer.max_epochs or 1) * H * W
         images = self.images.to(device) if self.images.in_memory else self.images
         workers = 0 if self.images.in_memory else self.num_workers
         return DataLoader(
@@ -100,14 +110,17 @@ class TwoViewDataModule(pl.LightningDataModule):
 
     def on_after_batch_transfer(
         self, batch: Batch, dataloader_idx: int
-    ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         assert self.trainer is not None
         images, index, label = batch
         return self.views(images, index, self.trainer.current_epoch), index, label
 
 
 class GlobalBatches(Sampler[Tensor]):
-    """This rank's share of each global batch of the trainer's current epoch, as sample numbers int64 (B / W,)."""
+    """This rank's share of each global batch of the trainer's current epoch, as sample numbers int64 (about B / W,).
+
+    Shares are runs of neighbours in the batch, so that its pairs of neighbours stay together (`augment.mix`).
+    """
 
     def __init__(self, data: TwoViewDataModule) -> None:
         self.data = data
@@ -122,7 +135,7 @@ class GlobalBatches(Sampler[Tensor]):
         epoch, done = divmod(max(trainer.global_step, data.first_step), len(self))
         order = permutation(len(data.images), data.seed, epoch)
         for batch in order.split(data.batch_size)[done : len(self)]:
-            yield batch[trainer.global_rank :: trainer.world_size]
+            yield batch.tensor_split(trainer.world_size)[trainer.global_rank]
 
 
 class _Fetch(Dataset[Batch]):
