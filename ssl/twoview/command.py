@@ -113,9 +113,7 @@ def explain(error: BaseException) -> str:
         return f"out of memory: use a smaller batch_size ({' '.join(str(error).split())[:200]})"
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-    if any(
-        sign in str(error) for sign in ("Connection closed by peer", "Connection reset by peer", "NCCL communicator")
-    ):
+    if any(words in str(error) for words in _LOST_PROCESS):
         return "another process of the run has ended, and this one cannot go on alone; why stands in that one's message"
     text = str(error).splitlines()[0] if str(error) else "no message"
     if text.startswith("Config group override must be"):  # hydra's for null, a number or no name at all

@@ -207,8 +207,7 @@ def brief(
         f"on {data.images.name} ({len(data.images):,} images of {shape})",
         f"batch {batch}{share} on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, "
         f"{trainer.precision}; {schedule}, warm-up {recipe.warmup_epochs:g} epochs, cosine",
-        f"{steps:,} steps in {config['epochs']} epochs of {data.batches_per_epoch}; "
-        f"{model.outlook()}",
+        f"{steps:,} steps in {config['epochs']} epochs of {data.batches_per_epoch}; {model.outlook()}",
         f"everything goes to {run_dir}",
     ]
 

@@ -152,7 +152,7 @@ class TwoViews(nn.Module):
             blocks = self._blocks(images, index, epoch, view, self.policies[policy])
             return torch.cat([self.normalize(block) for block in blocks])
         now = torch.full((), epoch, device=index.device)  # a tensor: epochs are not translated one by one
-        size, views = _block(images), []
+        size, views = _block(images, _CACHE), []
         for rows in _split(len(images), size):
             filled = [_fill(part[rows], size) for part in (images, index, view)]
             views.append(self._compiled[policy](*filled, now)[: rows.stop - rows.start])
@@ -165,7 +165,7 @@ class TwoViews(nn.Module):
         n, draw = len(images), Draw(self.seed, epoch, index, view)
         plans: dict[str, Plan] = {}
         with torch.autocast(images.device.type, enabled=False):  # the same views wherever they are made
-            for rows in _split(n, _block(images) if images.device.type == "cpu" else max(1, n)):
+            for rows in _split(n, _block(images, _EAGER) if images.device.type == "cpu" else max(1, n)):
                 x = _as_float(images[rows])
                 for name, op in ops.items():
                     if name not in plans:
@@ -191,7 +191,12 @@ class TwoViews(nn.Module):
                 log.warning("images lie in [%.3g, %.3g]; the augmentations expect floats in [0, 1]", low, high)
         wanted, reason = self._wanted(images.device)
         if not wanted:
-            log.info("augmentation on %s: eager (%s)", images.device.type, reason)
+            log.log(
+                logging.INFO if self.ahead else logging.DEBUG,
+                "augmentation on %s: eager (%s)",
+                images.device.type,
+                reason,
+            )
             return
         start = time.perf_counter()
         self._compiled = [
@@ -218,18 +223,19 @@ class TwoViews(nn.Module):
         return True, f"{self.ahead:.2g} pixels ahead"
 
 
-_CACHE = 2**20  # bytes of a block for each thread: the second-level cache of a core
-_COMPILING_PAYS = 4e9  # pixels: two cores gain about 30 ns with each, which makes up for a minute of compiling twice
+_CACHE = 2**20  # bytes of a compiled block for each thread: the second-level cache of a core
+_EAGER = 2**21  # and of an eager one: each call costs microseconds, so larger blocks pay
+_COMPILING_PAYS = 2e9  # pixels: at about 27 ns gained with each on two cores, twice the 20 to 30 s of compiling
 
 
 def _as_float(images: Tensor) -> Tensor:
     return images / 255 if images.dtype == torch.uint8 else images.float()
 
 
-def _block(images: Tensor) -> int:
-    """Rows of a block for images of this shape, a power of two so that it divides the usual batches."""
+def _block(images: Tensor, cache: int) -> int:
+    """Rows of a block of about `cache` bytes per thread, a power of two so that it divides the usual batches."""
     threads = torch.get_num_threads() if images.device.type == "cpu" else 16  # accelerators want some MiB at a time
-    rows = threads * _CACHE // (4 * max(1, images.shape[1:].numel()))
+    rows = threads * cache // (4 * max(1, images.shape[1:].numel()))
     return 1 << max(0, rows.bit_length() - 1)
 
 

@@ -108,9 +108,7 @@ class TwoViewDataModule(pl.LightningDataModule):
             pin_memory=workers > 0 and device.type == "cuda",
         )
 
-    def on_after_batch_transfer(
-        self, batch: Batch, dataloader_idx: int
-    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         assert self.trainer is not None
         images, index, label = batch
         return self.views(images, index, self.trainer.current_epoch), index, label
