@@ -540,3 +540,20 @@ def test_unfit_masks_shares_and_blocks_are_named() -> None:
         ):
             with pytest.raises(ValueError, match="chunk must be at least 1 row"):
                 call()
+
+
+def test_a_mask_may_be_a_function_of_rows() -> None:
+    q, key, negatives, excluded = normal(6, 4, 0), normal(6, 4, 1), normal(5, 4, 2), mask(6, 5, 4)
+    for chunk in (None, 4):
+        a = info_nce_contrast(q, key, negatives, 0.5, excluded, chunk=chunk)
+        b = info_nce_contrast(q, key, negatives, 0.5, lambda rows: excluded[rows], chunk=chunk)
+        assert a.loss.equal(b.loss)
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_a_tie_is_a_miss(chunk: int | None) -> None:
+    """All rows alike, as of a collapsed network: nothing is found, though everything scores highest."""
+    z = torch.ones(5, 3)
+    assert nt_xent_contrast(z, z, 0.5, chunk=chunk).accuracy == 0
+    assert info_nce_contrast(z, z, z, 0.5, chunk=chunk).accuracy == 0
+    assert info_nce_contrast(z, z, -z, 0.5, chunk=chunk).accuracy == 1

@@ -39,7 +39,7 @@ def test_the_chance_level_follows_the_queue_while_it_fills(moco_run: Path) -> No
 def test_the_lines_before_the_first_step_say_when_the_queue_is_full(tiny: list[str], command: Command) -> None:
     ended = command(*tiny, *MOCO, "epochs=1", "model.symmetric=true")
     assert ended.code == 0, ended.err
-    assert "loss at chance level 4.615 once the queue of 100 is full, after 1 steps" in ended.out
+    assert "loss at chance level 4.615 once the queue of 100 is full (steps: 1)" in ended.out
 
 
 def test_the_query_encoder_is_judged_and_the_key_encoder_by_name(moco_run: Path) -> None:
@@ -87,6 +87,9 @@ def test_a_queue_of_another_size_is_refused_with_the_way_out(moco_run: Path, tmp
     state = read_checkpoint(folder)["state_dict"]
     assert state["queue"].shape == (50, 128)
     assert state["queue_count"] == 4 * 64  # of the third epoch alone
+    ended = command(f"resume={folder}", "epochs=4")  # the wish was for one start
+    assert ended.code == 0, ended.err
+    assert read_checkpoint(folder)["state_dict"]["queue_count"] == 2 * 4 * 64
 
 
 @pytest.mark.parametrize(

@@ -524,6 +524,14 @@ def test_an_uneven_last_batch_is_shared_too_unless_a_device_gets_nothing() -> No
         data.train_dataloader()
 
 
+def test_half_pairs_of_mixtures_are_refused() -> None:
+    data = data_module(60, 10)
+    data.views.mix = lambda images, draw: (images, torch.ones(len(images)))
+    data.trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
+    with pytest.raises(UserError, match="a device's 5 samples leave half a pair"):
+        data.train_dataloader()
+
+
 def test_a_global_batch_must_divide_by_the_devices() -> None:
     data = data_module(64, 10)
     data.trainer = SimpleNamespace(world_size=4)  # type: ignore[assignment]

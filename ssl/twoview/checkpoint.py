@@ -100,20 +100,27 @@ class Checkpoints(pl.Callback):
         log.info("%s: stopping after this step (again to stop at once, without saving)", self.stop_reason)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        if self._stops() and not trainer.is_last_batch:  # the end of an epoch has readings to make before
+        if trainer.is_last_batch or (trainer.world_size > 1 and trainer.global_step % 10):
+            return  # several processes ask each other now and then, since the answer makes a GPU's host wait
+        if self._stops(trainer):  # the end of an epoch has readings to make before
             self._save_and_stop(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if self._stops() and epoch != trainer.max_epochs:
+        if self._stops(trainer) and epoch != trainer.max_epochs:
             self._save_and_stop(trainer)
         if epoch % self.every_epochs == 0 or epoch == trainer.max_epochs:
             trainer.save_checkpoint(self.path(trainer))
 
-    def _stops(self) -> bool:
+    def _stops(self, trainer: pl.Trainer) -> bool:
         if time.monotonic() > self._deadline and self.stop_reason is None:
             self.stop_reason = "trainer.max_time is over"
-        return self.stop_reason is not None
+        stops = self.stop_reason is not None
+        if trainer.world_size > 1:  # all processes stop after the same step: one alone would wait for the others
+            stops = trainer.strategy.reduce_boolean_decision(stops, all=False)
+            if stops and self.stop_reason is None:
+                self.stop_reason = "another process was asked to"
+        return stops
 
     def _save_and_stop(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path(trainer))

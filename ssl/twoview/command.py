@@ -74,10 +74,14 @@ def run_command(config_name: str, task: Callable[[DictConfig], int | None]) -> N
 
 def _say(error: Exception) -> int:
     sys.stdout.flush()
-    rank = os.environ.get("LOCAL_RANK", "0")
-    where = "" if rank == "0" else f" in process {rank}"
+    where = f" in process {_process()}" if _process() else ""
     print(f"error{where}: {explain(error)}", file=sys.stderr)  # noqa: T201
     return 1
+
+
+def _process() -> int:
+    """Which of a run's processes this is, as torchrun, SLURM or Lightning's launcher number them."""
+    return int(next((os.environ[k] for k in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if k in os.environ), 0))
 
 
 def output_dir() -> Path:
@@ -168,8 +172,7 @@ def _quiet(debug: bool) -> None:
             show_path=False,
             highlighter=NullHighlighter(),
         )
-    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of several processes, one tells what they all do
-    level = logging.INFO if first else logging.WARNING
+    level = logging.WARNING if _process() else logging.INFO  # of several processes, the first tells what they all do
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
     if not debug:
         handler.addFilter(lambda record: record.name.startswith("twoview") or record.levelno >= logging.ERROR)

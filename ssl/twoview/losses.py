@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Contrast(NamedTuple):
-    """`loss`: scalar. `accuracy`: share of rows whose positive scores highest, scalar in [0, 1], without gradient."""
+    """`loss`: scalar. `accuracy`: share of rows whose positive alone scores highest, scalar in [0, 1], no gradient."""
 
     loss: Tensor
     accuracy: Tensor
@@ -76,15 +76,16 @@ def info_nce_contrast(
     key: Tensor,
     negatives: Tensor,
     temperature: float,
-    excluded: Tensor | None = None,
+    excluded: Tensor | Callable[[slice], Tensor] | None = None,
     share: Tensor | None = None,
     chunk: int | None = None,
 ) -> Contrast:
     """`info_nce` together with the accuracy of its (K + 1)-way classification, also masked, mixed and in little memory.
 
     `excluded` (N, K) or (1, K), bool, is True where a negative is no candidate of a query: an empty place in a queue,
-    the same sample from an earlier step. A query left with its key alone has loss 0. MoCo v3 (arXiv 2104.02057), whose
-    negatives are the other keys of the batch, is `negatives=key, excluded=torch.eye(N, dtype=torch.bool)`.
+    the same sample from an earlier step. A function gives it for a slice of the queries, so that the whole never
+    exists. A query left with its key alone has loss 0. MoCo v3 (arXiv 2104.02057), whose negatives are the other keys
+    of the batch, is `negatives=key, excluded=torch.eye(N, dtype=torch.bool)`.
 
     `share` (N,) in [0, 1]: queries are mixtures of neighbours, see `nt_xent_contrast`. Key i is found with probability
     `share[i]`, key i ^ 1 with the rest, and so becomes a candidate: K + 2 in all (not for a lone last row, which has no
@@ -97,10 +98,10 @@ def info_nce_contrast(
     if negatives.ndim != 2 or negatives.shape[1] != query.shape[1]:
         raise ValueError(f"negatives must be (K, {query.shape[1]}), not {tuple(negatives.shape)}")
     n, k = len(query), len(negatives)
-    if excluded is not None:
+    if isinstance(excluded, Tensor):
         if excluded.dtype != torch.bool or excluded.shape not in ((n, k), (1, k)):
             raise ValueError(f"excluded must be bool ({n}, {k}), not {excluded.dtype} {tuple(excluded.shape)}")
-        excluded = excluded.expand(n, k)
+        excluded = excluded.expand(n, k).__getitem__
     with torch.autocast(query.device.type, enabled=False):
         q, keys, others = (F.normalize(_at_least_fp32(x), dim=1) for x in (query, key, negatives))
         q = q / temperature
@@ -116,7 +117,7 @@ def info_nce_contrast(
         def logits(rows: slice, q: Tensor, positives: Tensor, others: Tensor) -> Tensor:
             similarity = q[rows] @ others.T  # (rows, K)
             if excluded is not None:  # unseen by autograd, as in nt_xent
-                similarity.detach().masked_fill_(excluded[rows], float("-inf"))
+                similarity.detach().masked_fill_(excluded(rows), float("-inf"))
             return torch.cat([positives[rows], similarity], dim=1)
 
         return _classify(logits, (q, positives, others), targets, weights, chunk)
@@ -143,7 +144,9 @@ def _classify(
     def block(rows: slice, *z: Tensor) -> tuple[Tensor, Tensor]:
         log_p = F.log_softmax(logits(rows, *z), dim=1)  # (rows, C)
         loss = -(weights[rows] * log_p.gather(1, targets[rows])).sum(dim=1)
-        return loss, log_p.detach().argmax(dim=1, keepdim=True) == best[rows]
+        score = log_p.detach()
+        at_least = score >= score.gather(1, best[rows])  # (rows, C)
+        return loss, at_least.sum(dim=1, keepdim=True) == 1  # only the right one: a tie is a miss
 
     if chunk is None:
         loss, right = block(slice(0, len(targets)), *z)

@@ -20,8 +20,8 @@ class SplitBatchNorm(_BatchNorm):
     """Statistics of `groups` equal runs of neighbouring samples, as if each lay on a device of its own.
 
     For MoCo on one device (arXiv 1911.05722, section 3.3; the CIFAR-10 notebook of its authors uses 8 groups). The
-    running statistics take the mean over the groups. (N, C, ...) in any memory format; UserError for an N that the
-    groups do not divide. Plain batch normalisation in eval mode.
+    running statistics take the mean over the groups, of all devices. (N, C, ...) in any memory format; UserError for an
+    N that the groups do not divide. Plain batch normalisation in eval mode.
     """
 
     def __init__(self, *args: Any, groups: int = 1, **kwargs: Any) -> None:
@@ -32,7 +32,7 @@ class SplitBatchNorm(_BatchNorm):
         """Any shape from (N, C) on."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.groups == 1:
+        if not self.training or self.groups * devices.world_size() == 1:
             return super().forward(x)
         if len(x) % self.groups:
             raise UserError(f"model.split_batch_norm: {len(x)} samples do not divide into {self.groups} groups")
@@ -46,8 +46,10 @@ class SplitBatchNorm(_BatchNorm):
             F.batch_norm(part, mean, variance, self.weight, self.bias, True, momentum, self.eps)
             for part, mean, variance in zip(x.chunk(self.groups), means, variances, strict=True)
         ]
-        self.running_mean.copy_(means.mean(dim=0))
-        self.running_var.copy_(variances.mean(dim=0))
+        with torch.no_grad():
+            running = devices.total(torch.stack([means.mean(dim=0), variances.mean(dim=0)])) / devices.world_size()
+            self.running_mean.copy_(running[0])
+            self.running_var.copy_(running[1])
         return torch.cat(parts)
 
 

@@ -67,12 +67,15 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     )
     model.global_batch_size = config["batch_size"]
     model.even_shares = data.drop_last
+    model.mixed = views.mix is not None
     model.recipe.build(model, config["batch_size"], steps=1, epochs=config["epochs"])  # what it refuses is said now
 
     normalization = {"mean": train.mean, "std": train.std}
     meter = Meter(config["log_every_steps"])
     knn = _knn(config, load, train, meter)
     stored = {key: value for key, value in config.items() if key not in ("resume", "debug")}
+    if "fresh_queue" in stored["model"]:
+        stored["model"] = stored["model"] | {"fresh_queue": False}  # a wish for this start, not for later ones
     checkpoints: Checkpoints = schema.build(config["checkpoint"], config=stored, normalization=normalization)
     trainer: pl.Trainer = schema.build(
         config["trainer"],

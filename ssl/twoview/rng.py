@@ -61,7 +61,7 @@ class Draw:
     """
 
     seed: int
-    epoch: int
+    epoch: int | Tensor
     index: Tensor
     view: Tensor | int
     stream: str = ""

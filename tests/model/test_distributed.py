@@ -117,8 +117,6 @@ def test_losses_weights_and_queues_are_those_of_one_device(world: int, tmp_path:
         for result in found:
             torch.testing.assert_close(result[name]["losses"], alone["losses"], rtol=0, atol=1e-9)
         for key, value in found[0][name]["state"].items():
-            if "running" in key and name[0] in EVEN:  # those of each device's own groups
-                continue
             torch.testing.assert_close(value, alone["state"][key], rtol=0, atol=1e-8, msg=lambda m, k=key: f"{k}: {m}")
             if "queue" in key:
                 assert all(result[name]["state"][key].equal(value) for result in found), key

@@ -142,7 +142,7 @@ def test_labels_and_numbers_are_not_read() -> None:
     out = model.training_step(((v1, v2), torch.arange(6), torch.arange(6)), 0)
     other = model.training_step(((v1, v2), torch.full((6,), -1), None), 0)  # type: ignore[arg-type]
     assert out["loss"].item() == other["loss"].item()
-    assert set(out) == {"loss", "accuracy"}
+    assert set(out) == {"loss", "accuracy", "chance"}
     assert out["loss"].requires_grad
     assert not out["accuracy"].requires_grad
 

@@ -94,6 +94,14 @@ class TwoViewDataModule(pl.LightningDataModule):
                 f"loader.drop_last=false: the last batch of {len(self.images) % self.batch_size} samples leaves some "
                 f"of the {self.trainer.world_size} devices without any; set it to true"
             )
+        if self.views.mix is not None and self.trainer.world_size > 1:
+            odd = [n for n in sorted(self.shares(self.trainer.world_size)) if n % 2]
+            if odd:
+                raise UserError(
+                    f"augment.mix mixes neighbours of the batch in pairs, and a device's {odd[0]} samples leave half a "
+                    f"pair; choose a batch_size of which each of the {self.trainer.world_size} devices gets an even "
+                    "number, and loader.drop_last=true"
+                )
         device = self.trainer.strategy.root_device
         self.views.to(device)
         share, (H, W) = self.batch_size // self.trainer.world_size, self.images.shape[-2:]

@@ -28,6 +28,7 @@ class ContrastiveModule(pl.LightningModule):
         self.encoder = encoder
         self.recipe = optimizer
         self.global_batch_size = 0  # set by the run: the learning rate depends on it
+        self.mixed = False  # set by the run: whether first views are mixtures
         self.even_shares = True  # set by the run: whether all devices have as many samples, in every batch
 
     def contrast(self, v1: Tensor, v2: Tensor, index: Tensor, share: Tensor | None = None) -> Contrast:

@@ -87,9 +87,11 @@ class MoCo(ContrastiveModule):
         index = self.gather(index)  # (B,)
         share = None if share is None else self.gather(share)  # (B,)
         negatives, owners = self.queue.clone(), self.queue_index.clone()  # (K, P), (K,) as they were before this step
-        excluded = (owners < 0)[None]  # (1, K)
-        if self.mask_same_image:
-            excluded = excluded | (owners == index[:, None])  # (B, K)
+
+        def excluded(rows: slice) -> Tensor:
+            empty = (owners < 0)[None]  # (1, K)
+            return empty | (owners == index[rows, None]) if self.mask_same_image else empty  # (rows, K)
+
         halves, keys = [], []
         for view, other in ((v1, v2), (v2, v1)) if self.symmetric else ((v1, v2),):
             query = self.gather(self.projector(self.encoder(view)))  # (B, P)
@@ -104,7 +106,8 @@ class MoCo(ContrastiveModule):
         """Keys of the global batch (B, P), of length 1, from this device's views of it; `index` (B,) is that of all."""
         if not self._shuffles():
             return self.gather(self._key(view))
-        order = Draw(0, 0, index, 0, "shuffle").bits(1)[:, 0].argsort(stable=True)  # (B,) the same on every device
+        draw = Draw(0, self.queue_count, index, 0, "shuffle")  # another order in each step, the same on every device
+        order = draw.bits(1)[:, 0].argsort(stable=True)  # (B,)
         own = order.tensor_split(devices.world_size())[devices.rank()]
         return self.gather(self._key(self.gather(view)[own]))[order.argsort()]
 
@@ -126,13 +129,13 @@ class MoCo(ContrastiveModule):
         self.queue_count += n
 
     def candidates(self) -> Tensor:
-        """The key and as many negatives as are in the queue by now."""
-        return 1 + self.queue_count.clamp(max=len(self.queue))
+        """The key, that of the neighbour in mixtures, and as many negatives as are in the queue by now."""
+        return 1 + self.mixed + self.queue_count.clamp(max=len(self.queue))
 
     def outlook(self) -> str:
         size = len(self.queue)
         steps = math.ceil(size / (self.global_batch_size * (1 + self.symmetric)))
-        return f"loss at chance level {math.log(1 + size):.3f} once the queue of {size:,} is full, after {steps} steps"
+        return f"loss at chance level {math.log(1 + size):.3f} once the queue of {size:,} is full (steps: {steps})"
 
     def check_share(self, rows: int, world_size: int) -> None:
         if self.groups % world_size and self.groups > 1:
@@ -161,7 +164,7 @@ class MoCo(ContrastiveModule):
         if self.fresh_queue:
             for name in ("queue", "queue_index", "queue_count"):
                 state[name] = getattr(self, name)
-        elif state["queue"].shape != self.queue.shape:
+        elif len(state["queue"]) != len(self.queue):
             raise UserError(
                 f"the checkpoint's queue holds {len(state['queue']):,} keys, and model.queue_size={len(self.queue)}; "
                 "leave the size as it was, or start with an empty queue: model=moco model.fresh_queue=true"

@@ -61,12 +61,17 @@ class MoCoV3(ContrastiveModule):
         follow(self.key_projector, self.projector, momentum)
         share = None if share is None else self.gather(share)  # (B,)
         halves = []
+
+        def own(rows: slice) -> Tensor:
+            """A query's own key; that of a mixture's neighbour too, which is a candidate of its own right."""
+            number = torch.arange(len(query), device=query.device)  # (B,)
+            if share is not None:
+                number = number // 2
+            return number[rows, None] == number  # (rows, B)
+
         for view, other in ((v1, v2), (v2, v1)):
             query = self.gather(self.predictor(self.projector(self.encoder(view))))  # (B, P)
             key = self.keys(other)  # (B, P)
-            own = torch.eye(len(key), dtype=torch.bool, device=key.device)
-            if share is not None:  # the neighbour's key is a candidate of its own right, see `info_nce_contrast`
-                own = own | own[_neighbours(len(key), key.device)]
             halves.append(
                 info_nce_contrast(query, key, key, self.temperature, excluded=own, share=share, chunk=self.chunk)
             )
@@ -87,8 +92,3 @@ class MoCoV3(ContrastiveModule):
 
     def on_fit_start(self) -> None:
         refuse_low_precision(self)
-
-
-def _neighbours(n: int, device: torch.device) -> Tensor:
-    """Of each row the one that it is mixed with; a lone last row's is itself."""
-    return (torch.arange(n, device=device) ^ 1).clamp(max=n - 1)
