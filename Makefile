@@ -26,6 +26,11 @@ test: $(STAMP) ## run the tests
 test-all: $(STAMP) ## run the tests, the slow ones too
 	$(BIN)/python -m pytest
 
+bench: $(STAMP) ## speed and memory beside the peers: 15 minutes on 2 cores
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[bench]'
+	$(BIN)/python benchmarks/augment.py
+	$(BIN)/python benchmarks/loss.py
+
 check: $(STAMP) ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,5 +43,5 @@ format: $(STAMP) ## put the source in the project's format
 clean: ## remove .venv and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-all check format clean
+.PHONY: help setup demo test test-all bench check format clean
 .DEFAULT_GOAL := help

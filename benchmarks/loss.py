@@ -105,8 +105,8 @@ def compare(sizes: list[int], chunk: int, device: str, budget: float, console: C
             if expected[form] > 0.9 * free_memory(device):
                 case: dict[str, Any] = {"skipped": f"would need about {expected[form] / GIB:.0f} GiB"}
             else:
-                with console.status(f"{form}, B = {batch:,}"):
-                    case = in_own_process(form, batch, chunk, device, budget)
+                console.print(f"{form}, B = {batch:,}", style="dim")  # a spinner would take its share of the cores
+                case = in_own_process(form, batch, chunk, device, budget)
             if i + 1 < len(sizes):
                 growth = sizes[i + 1] / batch
                 last = float(case.get("extra_bytes", expected[form]))

@@ -23,8 +23,8 @@ SET = ("data=shapes", "data.n_train=512", "data.n_test=256", "data.size=16", "tr
 SMALL = ("encoder=small", "encoder.widths=[8,8,16,16]", "batch_size=64", "knn.every_epochs=3", "knn.k=20")
 
 
-def start(*words: str, folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "train.py"), *words, f"hydra.run.dir={folder}"]
+def start(*words: str, folder: Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command = [sys.executable, *launcher, str(ROOT / "train.py"), *words, f"hydra.run.dir={folder}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=folder.parent, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -58,6 +58,34 @@ def test_two_processes_end_where_one_does(model: str, compose: Callable[..., dic
     assert (
         read_checkpoint(tmp_path / "two")["state_dict"].keys() == read_checkpoint(tmp_path / "one")["state_dict"].keys()
     )
+
+
+def test_torchrun_starts_the_processes_too(tmp_path: Path) -> None:
+    words = [*SET[:-1], "epochs=1", *SMALL[:-2], "knn=null", "loader.max_batches=2", *TWO]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    process = start(*words, folder=tmp_path / "run", launcher=torchrun)
+    out, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, out
+    assert "batch 64 (32 on each of 2 devices)" in out
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
+
+
+def test_all_processes_stop_and_save_when_one_is_asked_to(tmp_path: Path) -> None:
+    words = [*SET[:-1], "epochs=100000", *SMALL[:-2], "knn=null", *TWO]
+    process = start(*words, folder=tmp_path / "run")
+    try:
+        until = time.monotonic() + 120
+        while not (tmp_path / "run" / "last.ckpt").exists():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        os.kill(children(process.pid)[0], signal.SIGTERM)  # the second alone
+        out, _ = process.communicate(timeout=60)
+        assert "stopped (another process was asked to) and saved" in out, out
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert summary["steps"] == read_checkpoint(tmp_path / "run")["global_step"]
+    finally:
+        process.kill()
 
 
 def children(pid: int) -> list[int]:

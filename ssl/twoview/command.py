@@ -175,5 +175,6 @@ def _quiet(debug: bool) -> None:
     level = logging.WARNING if _process() else logging.INFO  # of several processes, the first tells what they all do
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
     if not debug:
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it tells of a missing GPU
         handler.addFilter(lambda record: record.name.startswith("twoview") or record.levelno >= logging.ERROR)
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch|lightning)\b.*")
