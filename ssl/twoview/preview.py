@@ -186,7 +186,8 @@ def alone(op: BatchAugment, samples: Samples, numbers: Draw) -> list[Picture]:
 
 def applied(op: BatchAugment, numbers: Draw) -> Tensor:
     """Which rows the probability of `op` picks: bool (B,)."""
-    return numbers.of(f"{numbers.stream}/p").uniform(1)[:, 0] < op.p
+    chosen = op.plan(numbers, len(numbers.index), (1, 1))[1]
+    return torch.ones_like(numbers.index, dtype=torch.bool) if chosen is None else chosen
 
 
 def describe(params: Mapping[str, Tensor]) -> list[str]:
