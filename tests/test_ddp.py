@@ -81,6 +81,25 @@ def test_all_processes_stop_after_the_same_step(tmp_path: Path) -> None:
     assert summary["steps"] == read_checkpoint(tmp_path / "run")["global_step"]
 
 
+def test_all_processes_stop_and_save_when_one_is_asked_to(tmp_path: Path) -> None:
+    words = [*SET[:-1], "epochs=3000", "augment.compile=false", *SMALL[:-2], "knn=null"]
+    process = start(*words, *TWO, folder=tmp_path / "run")
+    try:
+        until = time.monotonic() + 120
+        while not (tmp_path / "run" / "last.ckpt").exists():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        os.kill(children(process.pid)[0], signal.SIGTERM)  # the second alone
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, out
+        assert "stopped (another process was asked to) and saved" in out
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert summary["steps"] == read_checkpoint(tmp_path / "run")["global_step"]
+    finally:
+        process.kill()
+
+
 def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 

@@ -89,9 +89,18 @@ class Checkpoints(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._deadline = time.monotonic() + self.max_seconds if self.max_seconds is not None else float("inf")
+        self._take_signals()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Again: Lightning has put a handler in front of ours that broadcasts at any moment, out of turn with what the
+        # processes are telling each other, and all of them would wait for ever.
+        self._take_signals()
+
+    def _take_signals(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._on_signal)
+                previous = signal.signal(number, self._on_signal)
+                self._previous.setdefault(number, previous)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self.stop_reason is not None and number == signal.SIGINT:
