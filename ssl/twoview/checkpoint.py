@@ -209,6 +209,29 @@ def load_encoder(path: str | Path, encoder_of: str = "query") -> ImageEncoder:
     return frozen.requires_grad_(False).eval()
 
 
+def load_projector(path: str | Path) -> nn.Module:
+    """The frozen projection head g of a run, in eval mode: h (B, D) -> z (B, P), not normalised.
+
+    `path` is a checkpoint or a run folder. Of MoCo it is the query's head.
+    """
+    checkpoint = read_checkpoint(path)
+    config = checkpoint["twoview"]["config"]
+    encoder = build_encoder(config)
+    recipe = instantiate_own(config["optimizer"])
+    model = instantiate_own(config["model"], encoder=encoder, optimizer=recipe)
+    weights = {
+        name.removeprefix("projector."): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith("projector.")
+    }
+    try:
+        model.projector.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"the weights in {path} do not fit the head of its own configuration: {error}") from error
+    projector: nn.Module = model.projector
+    return projector.requires_grad_(False).eval()
+
+
 def build_encoder(config: Mapping[str, Any]) -> nn.Module:
     """A freshly initialised encoder of a run's configuration."""
     return instantiate_own(config["encoder"])

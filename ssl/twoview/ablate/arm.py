@@ -1,0 +1,237 @@
+"""One arm of a study with one seed: an ordinary run of the trainer, and then what its encoder is worth and knows."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import rich
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import Tensor
+
+from twoview import pretrain, schema
+from twoview.checkpoint import load_encoder, load_projector
+from twoview.command import explain, output_dir, plain
+from twoview.data.images import ImageSet
+from twoview.errors import UserError
+from twoview.evaluate import invariance
+from twoview.evaluate.features import ImageEncoder, digest, extract
+from twoview.evaluate.knn import knn_accuracy
+from twoview.evaluate.linear import probe, wilson
+from twoview.evaluate.quality import quality
+from twoview.identity import config_hash
+from twoview.rng import permutation
+
+log = logging.getLogger(__name__)
+
+NOT_OF_A_RUN = ("study", "judge", "budget", "dry_run", "folder")  # sections of the study's command
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How the encoders of a study are judged, all in the same way.
+
+    `images`: how many labelled training images the linear probe and the kNN classifier get, the same for all arms;
+    null: all. `strengths`, `holdout`: of the probe (`twoview.evaluate.linear`). `k`, `temperature`: of kNN. `profile`:
+    images on which invariances are measured, 0 for none.
+    """
+
+    images: int | None = 10_000
+    strengths: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1])
+    holdout: float = 0.1
+    k: int = 200
+    temperature: float = 0.1
+    profile: int = 256
+
+    def __post_init__(self) -> None:
+        if self.images is not None and self.images < 2:
+            raise UserError(f"judge.images must be null or at least 2, not {self.images}")
+        if self.k < 1 or not self.temperature > 0 or self.profile < 0:
+            raise UserError("judge needs k of at least 1, a positive temperature and a profile of at least 0 images")
+        if not self.strengths or not all(s > 0 for s in self.strengths) or not 0 < self.holdout < 1:
+            raise UserError("judge needs strengths above 0, and a holdout between 0 and 1")
+
+    @property
+    def protocol(self) -> str:
+        labelled = "all" if self.images is None else f"{self.images:,}"
+        return (
+            f"convex probe on h ({labelled} labelled training images, L2 strength of {len(self.strengths)} chosen on "
+            f"{self.holdout:.0%} of them) and kNN (k={self.k}, temperature {self.temperature:g}) on the same images; "
+            "test set looked at once, after the last epoch"
+        )
+
+    @property
+    def protocol_hash(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the study's configuration that `train.py` takes."""
+    return {key: value for key, value in config.items() if key not in NOT_OF_A_RUN}
+
+
+def run_arm(composed: DictConfig) -> str:
+    """What Hydra's launcher calls, in this process or in another: trains, judges, writes `result.json`.
+
+    Returns how it went: finished, failed (the error is in the file and the study goes on), or the reason why the run
+    was stopped. An arm that was interrupted goes on from its checkpoint.
+    """
+    config, folder = plain(composed), output_dir()
+    facts = json.loads((folder / "arm.json").read_text())
+    with silent(folder / "log.txt"):
+        try:
+            result = _run(training_config(config), schema.build(config["judge"]), folder)
+        except Exception as error:
+            log.exception("the arm failed")
+            result = {"status": "failed", "error": explain(error)}
+        if result["status"] in ("finished", "failed"):
+            write_json(folder / "result.json", facts | result)
+    return str(result["status"])
+
+
+def _run(config: dict[str, Any], judge: Judge, folder: Path) -> dict[str, Any]:
+    summary = _finished(folder)
+    if summary is None:
+        resume = str(folder) if (folder / "last.ckpt").exists() else None
+        summary = pretrain.run(config | {"resume": resume}, folder)
+    if summary["status"] != "finished":
+        return {"status": summary["status"]}
+    started = time.monotonic()
+    found = judged(config, judge, folder)
+    return {
+        "status": "finished",
+        "error": None,
+        "protocol": judge.protocol,
+        "protocol_hash": judge.protocol_hash,
+        "pretext": {
+            "loss": summary["loss"],
+            "chance_loss": summary["chance_loss"],
+            "accuracy": summary["contrastive_accuracy"],
+        },
+        **found,
+        "cost": {
+            "training_seconds": summary["training_seconds"],
+            "evaluation_seconds": round(time.monotonic() - started, 2),
+            "images_per_second": summary["images_per_second"],
+        },
+        **{key: summary[key] for key in ("machine", "versions", "commit")},
+    }
+
+
+def judged(config: Mapping[str, Any], judge: Judge, folder: Path) -> dict[str, Any]:
+    """What the encoder of a finished run is worth (`linear`, `knn`) and what it knows and ignores."""
+    encoder, projector = load_encoder(folder), load_projector(folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    before = digest(encoder)
+    load = schema.build(config["data"])
+    train, test = load(split="train"), load(split="test")
+    if train.labels is None or test is None or test.labels is None:
+        raise UserError(f"a study compares accuracies, and {train.name} lacks labels or a test split")
+    some = permutation(len(train), seed=0, epoch=0, stream="judge")  # the same images for every arm and seed
+    pairs = _pairs(config, train, some[:2000], encoder, projector)
+    labelled = train.subset(some[: judge.images].sort().values)
+    encoder.to(device)
+    bank, queries = (extract(encoder, images, device=device).to(device) for images in (labelled, test))
+    result = probe(
+        bank, labelled.labels, queries, test.labels, len(train.classes), judge.strengths, judge.holdout, seed=0
+    )
+    assert labelled.labels is not None
+    knn = knn_accuracy(
+        bank, labelled.labels, queries, test.labels, min(judge.k, len(bank)), judge.temperature, len(train.classes)
+    )
+    found: dict[str, Any] = {
+        "linear": {"top1": result.top1, "interval": list(result.interval), "l2": getattr(result, "l2", None)},
+        "knn": {"top1": knn, "interval": list(wilson(round(knn * len(test)), len(test)))},
+        "quality": pairs,
+        "invariance": {},
+        "decode": {},
+        "factors": {},
+    }
+    if judge.profile:
+        projector.to(device)
+        seen = test.subset(torch.arange(min(judge.profile, len(test))))
+        found["invariance"] = invariance.profile(encoder, projector, seen.fetch(torch.arange(len(seen))))
+        half = min(judge.profile, len(test) // 2)
+        parts = [test.fetch(torch.arange(i, i + half)) for i in (0, half)]
+        found["decode"] = invariance.decode(encoder, projector, *parts)
+        found["factors"] = _factors(bank, labelled, queries, test, projector)
+    if digest(encoder.cpu()) != before:
+        raise UserError("the encoder changed while it was judged: no number from it can be trusted")
+    return found
+
+
+@torch.no_grad()
+def _pairs(
+    config: Mapping[str, Any], train: ImageSet, index: Tensor, encoder: ImageEncoder, projector: torch.nn.Module
+) -> dict[str, Any]:
+    """Quality of h and z on positives of the arm's own policy: what the pretext task made of them."""
+    views = schema.build(config["augment"] | {"mix": None}, mean=train.mean, std=train.std, seed=config["seed"])
+    h = [[], []]  # type: list[list[Tensor]]
+    for part in index.split(500):
+        for i, view in enumerate(views(train.fetch(part), part, epoch=10**6)):  # an epoch that no run has seen
+            h[i].append(encoder.encoder(view))
+    h1, h2 = (torch.cat(parts) for parts in h)  # (N, D) each
+    return {"h": quality(h1, h2), "z": quality(projector(h1), projector(h2))}
+
+
+def _factors(bank: Tensor, labelled: ImageSet, queries: Tensor, test: ImageSet, g: torch.nn.Module) -> dict[str, Any]:
+    """How well every recorded factor can be read from h and from z."""
+    if not labelled.factors:
+        return {}
+    with torch.no_grad():
+        spaces = {"h": (bank, queries), "z": (g(bank), g(queries))}
+    by_space = {space: invariance.factors(x, labelled.factors, y, test.factors) for space, (x, y) in spaces.items()}
+    return {
+        name: {"h": found["value"], "z": by_space["z"][name]["value"], "chance": found["chance"], "kind": found["kind"]}
+        for name, found in by_space["h"].items()
+    }
+
+
+def arm_hash(config: Mapping[str, Any]) -> str:
+    """The name of an arm's folder: what its training configuration decides."""
+    return config_hash(training_config(config))
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return summary if summary.get("status") == "finished" and (folder / "last.ckpt").exists() else None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replaces the file at once, or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def silent(path: Path) -> Iterator[None]:
+    """What the run says goes to a file: the study has one display for all its arms."""
+    root, console = logging.getLogger(), rich.get_console()
+    handlers, level, kept = root.handlers, root.level, dict(console.__dict__)
+    with path.open("a") as file:
+        handler = logging.StreamHandler(file)
+        handler.addFilter(lambda record: record.name.startswith("twoview") or record.levelno >= logging.ERROR)
+        root.handlers = [handler]
+        root.setLevel(logging.INFO)
+        console.__dict__ = Console(file=file, width=120).__dict__
+        try:
+            yield
+        finally:
+            root.handlers = handlers
+            root.setLevel(level)
+            console.__dict__ = kept

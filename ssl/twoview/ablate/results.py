@@ -1,0 +1,231 @@
+"""The results of a study, read from its folder: by arm, by seed and by metric."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from twoview.ablate.statistics import Difference, Interval, compare, mean_interval
+from twoview.errors import UserError
+
+NOT_METRICS = {"place", "machine", "versions", "words"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed, as its `result.json` tells it; `metrics` by dotted names, finite or NaN."""
+
+    arm: str
+    seed: int
+    facts: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        return self.facts.get("status") == "finished"
+
+
+@dataclass(frozen=True)
+class Study:
+    """`study.json` and the runs that it asks for, as far as they are there."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    runs: Mapping[tuple[str, int], Run]
+
+    @property
+    def reference(self) -> str:
+        return str(self.settings["reference"])
+
+    @property
+    def headline(self) -> str:
+        """The metric that verdicts are about."""
+        return "knn.top1" if self.settings.get("metric") == "knn" else "linear.top1"
+
+    @cached_property
+    def planned(self) -> list[tuple[str, int]]:
+        return [(arm, seed) for arm in self.settings["arms"] for seed in self.settings["seeds"]]
+
+    @cached_property
+    def failed(self) -> list[Run]:
+        return [run for key in self.planned if (run := self.runs.get(key)) and not run.finished]
+
+    @cached_property
+    def missing(self) -> list[tuple[str, int]]:
+        return [key for key in self.planned if key not in self.runs]
+
+    @cached_property
+    def finished(self) -> list[Run]:
+        return [run for key in self.planned if (run := self.runs.get(key)) and run.finished]
+
+    @cached_property
+    def arms(self) -> list[str]:
+        """Those with a finished run, in the order of the study."""
+        return list(dict.fromkeys(run.arm for run in self.finished))
+
+    def of(self, arm: str) -> list[Run]:
+        return [run for run in self.finished if run.arm == arm]
+
+    def values(self, metric: str) -> dict[str, dict[int, float]]:
+        """By arm and seed, where the metric is a finite number; arms without one are left out."""
+        found: dict[str, dict[int, float]] = {}
+        for run in self.finished:
+            if math.isfinite(value := run.metrics.get(metric, math.nan)):
+                found.setdefault(run.arm, {})[run.seed] = value
+        return found
+
+    def mean(self, arm: str, metric: str) -> float | None:
+        """Over the seeds."""
+        values = self.values(metric).get(arm)
+        return fmean(values.values()) if values else None
+
+    def place(self, arm: str) -> dict[str, Any]:
+        """Where the arm lies on the axes; empty if none of its runs has been begun."""
+        return next((dict(run.facts.get("place") or {}) for (name, _), run in self.runs.items() if name == arm), {})
+
+    def names(self, what: str) -> list[str]:
+        """The second parts of the metrics `what.<name>...` of any run: the transforms of `invariance`."""
+        found = (name.split(".")[1] for run in self.finished for name in run.metrics if name.startswith(f"{what}."))
+        return list(dict.fromkeys(found))
+
+    def fact(self, what: str, name: str) -> dict[str, Any]:
+        """The entry `what: {name: {...}}` of the first run that has it."""
+        return next((run.facts[what][name] for run in self.finished if name in (run.facts.get(what) or {})), {})
+
+    @cached_property
+    def means(self) -> dict[str, float]:
+        """Of the headline metric, over the seeds; so for all arms below."""
+        return {arm: fmean(by.values()) for arm, by in self.values(self.headline).items()}
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        return {arm: mean_interval(list(by.values())) for arm, by in self.values(self.headline).items()}
+
+    @cached_property
+    def differences(self) -> dict[str, Difference]:
+        """To the reference, of all arms that have a seed in common with it."""
+        values = self.values(self.headline)
+        found = compare(values, self.reference) if self.reference in values and len(values) > 1 else {}
+        return {arm: difference for arm, difference in found.items() if difference.mean is not None}
+
+
+def read(folder: Path) -> Study:
+    """UserError for a folder that holds no study, none of whose runs has finished, or that mixes two."""
+    settings = _load(folder / "study.json", "give the folder of a study")
+    needed = {"name", "title", "kind", "axes", "reference", "arms", "seeds", "protocol_hash"}
+    if lacking := sorted(needed - settings.keys()):
+        raise UserError(f"{folder / 'study.json'} lacks {', '.join(lacking)}; run the study again")
+    runs: dict[tuple[str, int], Run] = {}
+    for path in sorted(folder.glob("arms/*/result.json")):
+        facts = _load(path, "delete it and run the study again")
+        arm, seed = facts.get("arm"), facts.get("seed")
+        if arm not in settings["arms"] or seed not in settings["seeds"]:
+            continue
+        judged = facts.get("status") == "finished"
+        if judged and facts.get("protocol_hash") != settings["protocol_hash"]:
+            raise UserError(
+                f"{path} was judged by protocol {facts.get('protocol_hash')}, the study by {settings['protocol_hash']}: "
+                "accuracies of different protocols do not compare. Run the study again in a folder of its own"
+            )
+        if (arm, seed) in runs:
+            raise UserError(
+                f"{arm} with seed {seed} has two results, {runs[arm, seed].folder.name} and {path.parent.name}: two "
+                f"studies share {folder}. Give each a folder of its own, or delete the one that you do not want"
+            )
+        runs[arm, seed] = Run(arm, seed, facts, dict(flat(facts)), path.parent)
+    study = Study(folder, settings, runs)
+    if not study.values(study.headline):
+        failed = f"; the first failed with: {study.failed[0].facts.get('error')}" if study.failed else ""
+        raise UserError(f"no arm of the study in {folder} has finished, so there is nothing to report{failed}")
+    return study
+
+
+def _load(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {path}; {remedy}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged; {remedy}")
+    return dict(_printable(content))
+
+
+def _printable(content: Any) -> Any:
+    """The content without characters that no page may hold or that write over others (control, surrogates)."""
+    if isinstance(content, str):
+        return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in content)
+    if isinstance(content, list):
+        return [_printable(item) for item in content]
+    if isinstance(content, dict):
+        return {_printable(key): _printable(item) for key, item in content.items()}
+    return content
+
+
+def flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers in nested dicts by dotted names. A list beside `levels` is one number per level (`h@0.5`), an
+    interval its two ends.
+    """
+    for key, value in facts.items():
+        name = prefix + str(key)
+        if isinstance(value, bool) or (not prefix and (key in NOT_METRICS or not isinstance(value, dict))):
+            continue
+        if isinstance(value, int | float):
+            yield name, float(value)
+        elif isinstance(value, dict):
+            yield from flat(value, name + ".")
+        elif isinstance(value, list) and key == "interval":
+            yield from flat(dict(zip(("low", "high"), value, strict=False)), name + ".")
+        elif isinstance(value, list) and key != "levels":
+            for level, y in zip(facts.get("levels") or (), value, strict=False):
+                if isinstance(y, int | float):
+                    yield f"{name}@{level}", float(y)
+
+
+def tidy(study: Study) -> list[dict[str, Any]]:
+    """A row per finished run and metric, and one without a metric per failed run."""
+    keys = list(dict.fromkeys(key for run in study.runs.values() for key in run.facts.get("place") or {}))
+    rows = []
+    for arm, seed in study.planned:
+        if run := study.runs.get((arm, seed)):
+            place = study.place(arm)
+            known = {"study": study.settings["name"], "arm": arm} | {key: place.get(key) for key in keys}
+            known |= {"seed": seed, "hash": run.facts.get("hash"), "status": run.facts.get("status")}
+            metrics = run.metrics.items() if run.finished else [("", None)]
+            rows += [known | {"metric": name, "value": value} for name, value in metrics]
+    return rows
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def as_parquet(rows: list[dict[str, Any]]) -> bytes | None:
+    """None where pyarrow is missing. A column of places that mixes numbers and words is one of words."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        return None
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    for name, column in columns.items():
+        if not all(x is None or isinstance(x, int | float) and not isinstance(x, bool) for x in column):
+            columns[name] = [None if x is None else str(x) for x in column]
+        elif any(isinstance(x, float) for x in column):
+            columns[name] = [None if x is None else float(x) for x in column]
+    columns["value"] = pa.array(columns["value"], pa.float64())
+    file = io.BytesIO()
+    parquet.write_table(pa.table(columns), file)
+    return file.getvalue()

@@ -1,0 +1,337 @@
+"""A study from its command to its report: works out the arms, has Hydra's launcher run those that are missing, and
+writes the report.
+"""
+
+import csv
+import json
+import logging
+import math
+import shlex
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich import get_console
+from rich.table import Table
+
+from twoview import pretrain, schema
+from twoview.ablate import results
+from twoview.ablate.arm import Judge, arm_hash, judged, run_arm, silent, training_config, write_json
+from twoview.ablate.display import Display
+from twoview.ablate.study import Arm, Plan, Study
+from twoview.command import explain, overrides, plain
+from twoview.data.images import ImageSet
+from twoview.errors import UserError
+from twoview.progress import clock
+
+log = logging.getLogger(__name__)
+
+KEYS = {"folder": str, "budget": float | None, "dry_run": bool}
+OWN = ("study", "judge", "folder", "budget", "dry_run")  # words that `train.py` does not take
+TRIAL_STEPS = 30
+
+
+@dataclass(frozen=True)
+class Job:
+    """An arm with a seed: one run, in a folder of its own that is named by the hash of its configuration."""
+
+    arm: Arm
+    seed: int
+    words: tuple[str, ...]
+    hash: str
+    folder: Path
+
+    def is_finished(self, protocol_hash: str) -> bool:
+        """Trained and judged, by the protocol of the study: what was judged by another is judged again."""
+        found = _json(self.folder / "result.json")
+        return found.get("status") == "finished" and found.get("protocol_hash") == protocol_hash
+
+
+def ablate_command(composed: DictConfig) -> int:
+    """`scripts/ablate_augment.py`. Returns 1 if an arm failed, 130 or 143 if the study was interrupted."""
+    config = plain(composed)
+    study, judge = _check(config)
+    base = training_config(config)
+    pretrain.check(base)
+    folder = Path(config["folder"])
+    plan = study.plan(base | {"choices": dict(HydraConfig.get().runtime.choices)})
+    train = _labelled(base)
+    more = []
+    if config["budget"] is not None:
+        runs = len(plan.arms) * len(study.seeds)
+        base["epochs"] = _affordable(config["budget"], runs, base, judge, len(train), folder)
+        more.append(f"epochs={base['epochs']}")
+    settings = _settings(study, plan, judge, base, train) | {"budget_minutes": config["budget"]}
+    _refuse_other_study(folder, settings)
+
+    composer = _Composer(more)
+    jobs = composer.jobs(plan, study.seeds, folder)
+    todo = [job for job in jobs if not job.is_finished(judge.protocol_hash)]
+    log.info(
+        "%s: %d arms x %d seeds = %d runs, %d to do", study.name, len(plan.arms), len(study.seeds), len(jobs), len(todo)
+    )
+    if config["dry_run"]:
+        _list(jobs, todo, _seconds(base, judge, len(train)) if todo else None, base["epochs"])
+        return 0
+    _prepare(folder, settings, todo, composer.own)
+    stopped = _launch(composer, todo, _batches(base, len(train)) * base["epochs"]) if todo else None
+    if stopped:
+        log.info("stopped (%s). The same command goes on", stopped)
+        return 143 if stopped == "SIGTERM" else 130
+    failed = [job for job in jobs if _json(job.folder / "result.json").get("status") != "finished"]
+    for job in failed:
+        error = _json(job.folder / "result.json").get("error", "no result; see its log.txt")
+        log.info("failed: %s, seed %d: %s (%s)", job.arm.name, job.seed, error, job.folder)
+    from twoview.ablate import report
+
+    report.write(folder)
+    get_console().print(_verdicts(results.read(folder)))
+    log.info("report: %s", folder / "report.html")
+    return 1 if failed else 0
+
+
+def _check(config: dict[str, Any]) -> tuple[Study, Judge]:
+    for key, kind in KEYS.items():
+        if not schema.fits(config[key], kind):
+            raise UserError(f"{key}={config[key]!r} is not {schema.words(kind)}")
+    if config["budget"] is not None and not 0 < config["budget"] < math.inf:
+        raise UserError(f"budget={config['budget']} must be a positive number of minutes")
+    for key in ("study", "judge"):
+        if not isinstance(config[key], dict) or "_target_" not in config[key]:
+            raise UserError(f"{key}={config[key]!r} leaves the study without its {key}; --help lists what there is")
+        schema.check(config[key], key)
+    if config["resume"]:
+        raise UserError("resume is of single runs: a study goes on by itself, with the same command")
+    return schema.build(config["study"]), schema.build(config["judge"])
+
+
+def _labelled(base: dict[str, Any]) -> ImageSet:
+    """The training images; UserError if no accuracy can be had from the data."""
+    load = schema.build(base["data"])
+    train: ImageSet = load(split="train")
+    test = load(split="test")
+    if train.labels is None or test is None or test.labels is None:
+        raise UserError(
+            f"a study compares accuracies, and {train.name} lacks labels or a test split; choose other data"
+        )
+    return train
+
+
+def _settings(study: Study, plan: Plan, judge: Judge, base: dict[str, Any], train: ImageSet) -> dict[str, Any]:
+    """What `study.json` says."""
+    words = overrides()
+    return {
+        "name": study.name,
+        "title": study.title,
+        "kind": plan.kind,
+        "axes": [asdict(axis) for axis in plan.axes],
+        "reference": plan.reference,
+        "arms": [arm.name for arm in plan.arms],
+        "seeds": study.seeds,
+        "epochs": base["epochs"],
+        "protocol": judge.protocol,
+        "protocol_hash": judge.protocol_hash,
+        "metric": "linear",
+        "words": words,
+        "command": shlex.join(["python", "scripts/ablate_augment.py", *words]),
+        "data": train.name,
+        "classes": len(train.classes),
+        "chance": 1 / len(train.classes),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "base": arm_hash(base | {"seed": 0}),
+    }
+
+
+def _refuse_other_study(folder: Path, settings: dict[str, Any]) -> None:
+    """A folder holds one study: of one name, one kind, and of runs that differ in nothing but what it varies."""
+    there = _json(folder / "study.json")
+    for key in ("name", "kind", "base"):
+        if key in there and there[key] != settings[key]:
+            raise UserError(
+                f"{folder} holds another study ({there.get('command')}): its {key} is {there[key]}, this one's "
+                f"{settings[key]}. Give this one a folder of its own by folder=..., or delete that one"
+            )
+
+
+class _Composer:
+    """Makes configurations of arms as Hydra does for the jobs of a sweep: from the words of the command line and those
+    of the arm.
+    """
+
+    def __init__(self, more: Sequence[str]) -> None:
+        hydra = HydraConfig.get()
+        self.loader = GlobalHydra.instance().config_loader()
+        self.own = [word for word in overrides() if word.lstrip("+~").split("=")[0].split(".")[0] not in OWN]
+        self.more = tuple(more)
+        self.master = self.loader.load_configuration(
+            hydra.job.config_name, overrides=[*hydra.overrides.hydra, *hydra.overrides.task], run_mode=RunMode.MULTIRUN
+        )
+
+    def config(self, words: Sequence[str]) -> DictConfig:
+        composed = self.loader.load_sweep_config(self.master, [*overrides(), *words])
+        return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+
+    def jobs(self, plan: Plan, seeds: Sequence[int], folder: Path) -> list[Job]:
+        """Every arm with every seed, checked as `train.py` checks a run: mistakes are said before the first starts."""
+        jobs = []
+        for arm in plan.arms:
+            try:
+                composed = self.config([*arm.words, *self.more])
+                pretrain.check(training_config(plain(composed)))
+            except Exception as error:  # whatever Hydra makes of an arm's words
+                raise UserError(f"arm {arm.name!r} of the study: {explain(error)}") from error
+            for seed in seeds:
+                composed.seed = seed
+                digest = arm_hash(plain(composed))
+                words = (*arm.words, *self.more, f"seed={seed}")
+                jobs.append(Job(arm, seed, words, digest, folder / "arms" / digest))
+        names: dict[str, Job] = {}
+        for job in jobs:
+            if (other := names.setdefault(job.hash, job)) is not job:
+                raise UserError(
+                    f"arms {other.arm.name!r} and {job.arm.name!r} of the study are the same run: nothing that they "
+                    "differ in changes a result"
+                )
+        return jobs
+
+    def launcher(self) -> Launcher:
+        context = HydraContext(config_loader=self.loader, callbacks=Callbacks(self.master))
+        return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_arm, config=self.master)
+
+
+def _prepare(folder: Path, settings: dict[str, Any], todo: Sequence[Job], own: Sequence[str]) -> None:
+    """Writes what is known before the first run starts: the study, and of each arm who it is."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "study.json", settings)
+        for job in todo:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / "result.json").unlink(missing_ok=True)
+            command = shlex.join(["python", "train.py", *own, *job.words])
+            about = {"arm": job.arm.name, "seed": job.seed, "place": job.arm.place, "hash": job.hash}
+            write_json(job.folder / "arm.json", about | {"words": list(job.words), "command": command})
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}; choose another by folder=...") from error
+
+
+def _launch(composer: _Composer, todo: Sequence[Job], steps: int) -> str | None:
+    """Runs arms through the launcher that `hydra/launcher` names. Returns why they were stopped, if they were."""
+    batch = [[*overrides(), *job.words, f"hydra.sweep.subdir=arms/{job.hash}"] for job in todo]
+    with Display({job.folder: f"{job.arm.name}, seed {job.seed}" for job in todo}, steps):
+        try:
+            returns = composer.launcher().launch(batch, initial_job_idx=0)
+        except KeyboardInterrupt:
+            return "ctrl-C"
+    for done in returns:
+        try:
+            status = str(done.return_value)
+        except Exception as error:  # the launcher's: run_arm writes down its own
+            log.info("a job of the launcher ended with %s", explain(error))
+            continue
+        if status.startswith("stopped: "):
+            return status.removeprefix("stopped: ")
+    return None
+
+
+def _affordable(minutes: float, runs: int, base: dict[str, Any], judge: Judge, images: int, folder: Path) -> int:
+    """As many epochs as fit; those of the last time where the folder holds the study already."""
+    there = _json(folder / "study.json")
+    if there.get("budget_minutes") == minutes and there.get("words") == overrides():
+        return int(there["epochs"])
+    fixed, epoch = _seconds(base, judge, images)
+    epochs = int((minutes * 60 / runs - fixed) // epoch)
+    log.info(
+        "an epoch takes about %s here and the rest of an arm %s: %d epochs for each of %d runs fill %.0f of %g minutes",
+        clock(epoch), clock(fixed), max(0, epochs), runs, runs * (fixed + max(0, epochs) * epoch) / 60, minutes,
+    )  # fmt: skip
+    if epochs < 1:
+        raise UserError(
+            f"budget={minutes:g} minutes are too few: one epoch for each of {runs} runs takes about "
+            f"{math.ceil(runs * (fixed + epoch) / 60)} minutes here; take fewer arms or seeds, or a larger budget"
+        )
+    return epochs
+
+
+def _batches(base: dict[str, Any], images: int) -> int:
+    """Steps of an epoch."""
+    batches = math.ceil(images / base["batch_size"])
+    if base["loader"]["drop_last"]:
+        batches = images // base["batch_size"]
+    return min(batches, base["loader"]["max_batches"] or batches)
+
+
+def _seconds(base: dict[str, Any], judge: Judge, images: int) -> tuple[float, float]:
+    """Seconds of a run that do not depend on its length, and seconds of an epoch, from a trial on this machine."""
+    log.info("a trial of %d steps tells how long an arm takes", TRIAL_STEPS)
+    batches = _batches(base, images)
+    steps = min(TRIAL_STEPS, batches)
+    trial = base | {"epochs": 1, "log_every_steps": max(1, steps // 3)}
+    trial["loader"] = base["loader"] | {"max_batches": steps}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with silent(folder / "log.txt"):
+            started = time.monotonic()
+            summary = pretrain.run(trial, folder)
+            whole = time.monotonic() - started
+            judged(trial, judge, folder)
+        judging = time.monotonic() - started - whole
+        with (folder / "metrics.csv").open(newline="") as file:
+            speeds = [float(row["images_per_second"]) for row in csv.DictReader(file) if row["images_per_second"]]
+    step = base["batch_size"] / (sum(speeds[1:]) / len(speeds[1:]) if len(speeds) > 1 else speeds[0])
+    return max(0.0, whole - summary["steps"] * step) + judging, batches * step
+
+
+def _list(jobs: Sequence[Job], todo: Sequence[Job], seconds: tuple[float, float] | None, epochs: int) -> None:
+    table = Table(title="arms of the study", title_justify="left")
+    for name in ("arm", "seed", "folder", "", "words"):
+        table.add_column(name, overflow="fold")
+    for job in jobs:
+        table.add_row(
+            job.arm.name, str(job.seed), job.hash, "to do" if job in todo else "finished", " ".join(job.arm.words)
+        )
+    get_console().print(table)
+    if seconds is not None:
+        one = seconds[0] + epochs * seconds[1]
+        log.info(
+            "about %s for each arm of %d epochs, %s for the %d that are to do, one after the other",
+            clock(one), epochs, clock(one * len(todo)), len(todo),
+        )  # fmt: skip
+
+
+def _verdicts(study: results.Study) -> Table:
+    table = Table(title=str(study.settings["title"]), title_justify="left")
+    for name in ("arm", "linear top-1 %", "difference to the reference, points", "verdict"):
+        table.add_column(name)
+    for arm, interval in study.intervals.items():
+        difference = study.differences.get(arm)
+        change = verdict = "reference" if arm == study.reference else "-"
+        if difference is not None:
+            change, verdict = _span(difference.mean, difference.low, difference.high, "+.1f"), difference.verdict
+        table.add_row(arm, _span(interval.mean, interval.low, interval.high, ".1f"), change, verdict)
+    return table
+
+
+def _span(mean: float | None, low: float | None, high: float | None, how: str) -> str:
+    if mean is None:
+        return "-"
+    text = format(100 * mean, how)
+    return text if low is None or high is None else f"{text} [{100 * low:{how}}, {100 * high:{how}}]"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
