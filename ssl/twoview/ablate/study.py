@@ -7,11 +7,14 @@ it is (the reference), except where a class says otherwise.
 
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from twoview.errors import UserError
+
+_BARE = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_][a-z0-9_.]*", re.IGNORECASE)  # needs no quotes
 
 Base = Mapping[str, Any]  # the configuration of a run, in plain containers
 
@@ -232,8 +235,8 @@ def value(what: Any) -> str:
         return "{" + ",".join(f"{key}:{value(inner)}" for key, inner in what.items()) + "}"
     if isinstance(what, list | tuple):
         return "[" + ",".join(map(value, what)) + "]"
-    if isinstance(what, str) and not what.replace("_", "").replace(".", "").isalnum():
-        return "'" + what.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(what, str) and not _BARE.fullmatch(what):
+        return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), what) + "'"
     return str(what)
 
 
