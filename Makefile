@@ -9,7 +9,7 @@ help: ## this list
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[parquet,plot,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[parquet,plot,report,joblib,export,dev]'
 	@touch $@
 
 setup: $(STAMP) ## make .venv and install everything into it
@@ -20,8 +20,12 @@ demo: $(STAMP) ## train SimCLR on built-in images and probe it: 5 minutes on 2 c
 	$(BIN)/python scripts/plot_run.py run=runs/demo/latest
 	@echo 'pictures: runs/demo/latest/views.png (what the model sees), runs/demo/latest/curves.png (how it learned)'
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -m 'not slow'
+ablation: $(STAMP) ## what colour distortion does, by 9 runs on built-in images: 15 minutes on 2 cores, no download
+	$(BIN)/python scripts/ablate_augment.py study=strength 'study.axes={augment.strength:[0,0.5,1.0]}' experiment=demo epochs=4 folder=runs/ablate/demo
+	@echo 'the report: runs/ablate/demo/report.html'
+
+test: $(STAMP) ## run the tests, on all cores
+	$(BIN)/python -m pytest -m 'not slow' -n auto --dist worksteal
 
 test-all: $(STAMP) ## run the tests, the slow ones too
 	$(BIN)/python -m pytest
@@ -43,5 +47,5 @@ format: $(STAMP) ## put the source in the project's format
 clean: ## remove .venv and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-all bench check format clean
+.PHONY: help setup demo ablation test test-all bench check format clean
 .DEFAULT_GOAL := help

@@ -13,14 +13,13 @@ import argparse
 import importlib.metadata
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import record
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -141,19 +140,10 @@ def batch_seconds(make: Callable[[int], Any], device: str) -> Iterator[float]:
         del views
 
 
-def in_proc(process: int, file: str, word: str) -> int:
-    """Bytes in a line of a file of /proc, 0 where there is none."""
-    try:
-        lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(word))
-
-
 def held_by_workers() -> int:
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     processes = [int(p) for p in children.read_text().split()] if children.exists() else []
-    return sum(in_proc(p, "smaps_rollup", "Private_") for p in processes)
+    return sum(record.in_proc(p, "smaps_rollup", "Private_") for p in processes)
 
 
 def measure(engine: str, side: int, batch: int, device: str, budget: float) -> dict[str, Any]:
@@ -163,10 +153,10 @@ def measure(engine: str, side: int, batch: int, device: str, budget: float) -> d
     keep_memory()  # as in training; it serves every engine: otherwise each batch waits for fresh pages
     began = time.perf_counter()
     if engine in IN_LOADER:
-        before, repeats = in_proc(os.getpid(), "status", "VmRSS"), loader_seconds(engine, side, batch, budget)
+        before, repeats = record.resident(), loader_seconds(engine, side, batch, budget)
     else:
         make = kornia(side, batch, device) if engine == "kornia" else ours(engine == "compiled", side, batch, device)
-        before, repeats = in_proc(os.getpid(), "status", "VmRSS"), batch_seconds(make, device)
+        before, repeats = record.resident(), batch_seconds(make, device)
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -175,9 +165,9 @@ def measure(engine: str, side: int, batch: int, device: str, budget: float) -> d
             make(0)
             began = time.perf_counter()
             compile_seconds = began - start
-            before = max(before, in_proc(os.getpid(), "status", "VmRSS")) if device == "cpu" else before
+            before = max(before, record.resident()) if device == "cpu" else before
             if device == "cpu":
-                Path("/proc/self/clear_refs").write_text("5")  # the compiler's memory is not that of the views
+                record.clear_peak()  # the compiler's memory is not that of the views
     seconds, workers = [], 0
     for one in repeats:
         seconds.append(one)
@@ -187,17 +177,14 @@ def measure(engine: str, side: int, batch: int, device: str, budget: float) -> d
     if device == "cuda" and engine not in IN_LOADER:
         peak = torch.cuda.max_memory_allocated()
     else:
-        peak = in_proc(os.getpid(), "status", "VmHWM") + workers
+        peak = record.peak() + workers
     case = {"views_per_second": 2 * batch / median(seconds), "extra_bytes": peak - before, "repeats": len(seconds)}
     return case | ({"compile_seconds": compile_seconds} if engine == "compiled" else {})
 
 
 def in_own_process(engine: str, side: int, batch: int, device: str, budget: float) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--case", engine, str(side), str(batch), str(budget), "--device", device]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        return {"skipped": (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
+    words = ["--case", engine, str(side), str(batch), str(budget), "--device", device]
+    return record.in_own_process(__file__, words)
 
 
 def ratio(cases: list[dict[str, Any]], case: dict[str, Any], peer: str) -> float | None:
@@ -258,8 +245,6 @@ def main() -> None:
         print(json.dumps(measure(engine, int(side), int(batch), args.device, float(budget))))
         return
 
-    from twoview.pretrain import commit, machine, versions  # not needed in the processes of the cases
-
     console, began, cases = Console(), time.perf_counter(), []
     budget = 1.0 if args.quick else BUDGET
     for side, batches in ({32: [512], 224: [64]} if args.quick else BATCHES).items():
@@ -273,14 +258,8 @@ def main() -> None:
         "device": args.device,
         "cases": cases,
         "verdict": verdict(cases),
-        "seconds": round(time.perf_counter() - began, 1),
-        "machine": machine(),
-        "versions": versions() | {peer: version(peer) for peer in ("kornia", "lightly")},
-        "commit": commit(),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    console.print(f"written to {args.out}")
+    record.write(args.out, result, began, {peer: version(peer) for peer in ("kornia", "lightly")}, console)
 
 
 if __name__ == "__main__":

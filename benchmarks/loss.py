@@ -11,7 +11,6 @@ is said and not tried. Writes benchmarks/results/loss.json.
 import argparse
 import importlib.metadata
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import record
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -40,12 +40,6 @@ def build(form: str, chunk: int) -> Callable[[Tensor, Tensor], Tensor]:
 
         return NTXentLoss(TEMPERATURE)
     return lambda z1, z2: nt_xent_contrast(z1, z2, TEMPERATURE, chunk=chunk if form == "chunked" else None).loss
-
-
-def resident(which: str) -> int:
-    """Bytes of this process: `VmRSS` now, `VmHWM` at most since the last `clear_peak`."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[which].split()[0]) * 1024
 
 
 def measure(form: str, batch: int, chunk: int, device: str, budget: float) -> dict[str, Any]:
@@ -71,10 +65,10 @@ def measure(form: str, batch: int, chunk: int, device: str, budget: float) -> di
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-        before = resident("VmRSS")
+        record.clear_peak()
+        before = record.resident()
     value, seconds = one_pass(z1, z2)
-    peak = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if cuda else record.peak()
     passes = [seconds]
     while sum(passes) < budget and len(passes) < MOST_PASSES:
         passes.append(one_pass(z1, z2)[1])
@@ -89,12 +83,8 @@ def free_memory(device: str) -> int:
 
 
 def in_own_process(form: str, batch: int, chunk: int, device: str, budget: float) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--case", form, str(batch), str(budget)]
-    command += ["--chunk", str(chunk), "--device", device]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        return {"skipped": (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
+    words = ["--case", form, str(batch), str(budget), "--chunk", str(chunk), "--device", device]
+    return record.in_own_process(__file__, words)
 
 
 def compare(sizes: list[int], chunk: int, device: str, budget: float, console: Console) -> list[dict[str, Any]]:
@@ -167,21 +157,20 @@ def main() -> None:
     if args.device == "cpu" and not Path("/proc/self/clear_refs").exists():
         sys.exit("peak memory on a CPU is read from /proc, which only Linux has: try --device cuda")
 
-    from twoview.pretrain import commit, machine, versions  # not needed in the processes of the cases
-
     console, began = Console(), time.perf_counter()
     sizes, budget = (SIZES[:2], 1.0) if args.quick else (SIZES, BUDGET)
     cases = compare(sizes, args.chunk, args.device, budget, console)
     console.print(table(cases, args.chunk))
-    goal, used = verdict(cases), versions()
+    goal = verdict(cases)
     if goal["met"] is not None:
         console.print(
             f"B = {GOAL['batch']:,} in chunks: {goal['memory']:.3f} of the plain form's memory (goal: at most "
             f"{GOAL['memory']}), {goal['seconds']:.2f} of its time (at most {GOAL['seconds']})"
         )
     try:
-        used["lightly"] = importlib.metadata.version("lightly")
+        used = {"lightly": importlib.metadata.version("lightly")}
     except importlib.metadata.PackageNotFoundError:
+        used = {}
         console.print("lightly is not installed: its column is empty")
     result = {
         "dim": DIM,
@@ -190,14 +179,8 @@ def main() -> None:
         "device": args.device,
         "cases": cases,
         "verdict": goal,
-        "seconds": round(time.perf_counter() - began, 1),
-        "machine": machine(),
-        "versions": used,
-        "commit": commit(),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    console.print(f"written to {args.out}")
+    record.write(args.out, result, began, used, console)
 
 
 if __name__ == "__main__":

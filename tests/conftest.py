@@ -15,7 +15,9 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from twoview import curves, pretrain, preview, probe, selftest
+from twoview import curves, doctor, embed, export, finetune, pretrain, preview, probe, selftest, verify
+from twoview.ablate.run import ablate_command
+from twoview.card.command import evaluate_command
 from twoview.command import CONFIGS, plain, run_command
 
 torch.set_num_threads(1)
@@ -38,12 +40,19 @@ TINY = (
     "knn.every_epochs=1",
 )
 TASKS: dict[str, Callable[..., int]] = {
+    "ablate_augment": ablate_command,
     "train": pretrain.main,
     "linear_probe": probe.linear_command,
     "knn": probe.knn_command,
     "plot_run": curves.plot_command,
+    "doctor": doctor.doctor_command,
     "preview_augment": preview.preview_command,
     "selftest": selftest.selftest_command,
+    "embed": embed.embed_command,
+    "evaluate": evaluate_command,
+    "export": export.export_command,
+    "finetune": finetune.finetune_command,
+    "verify_resume": verify.verify_command,
 }
 
 

@@ -79,15 +79,16 @@ def test_a_key_encoder_that_is_not_there(moco_run: Path, finished: Path, command
 
 def test_a_queue_of_another_size_is_refused_with_the_way_out(moco_run: Path, tmp_path: Path, command: Command) -> None:
     folder = shutil.copytree(moco_run, tmp_path / "moco")
-    ended = command(f"resume={folder}", "model=moco", "epochs=3", "model.queue_size=50")
+    changed = (f"resume={folder}", "model=moco", "epochs=3", "model.queue_size=50", "allow_changes=true")
+    ended = command(*changed)
     assert "holds 100 keys, and model.queue_size=50" in ended.error
     assert "model.fresh_queue=true" in ended.error
-    ended = command(f"resume={folder}", "model=moco", "epochs=3", "model.queue_size=50", "model.fresh_queue=true")
+    ended = command(*changed, "model.fresh_queue=true")
     assert ended.code == 0, ended.err
     state = read_checkpoint(folder)["state_dict"]
     assert state["queue"].shape == (50, 128)
     assert state["queue_count"] == 4 * 64  # of the third epoch alone
-    ended = command(f"resume={folder}", "epochs=4")  # the wish was for one start
+    ended = command(f"resume={folder}", "epochs=4", "allow_changes=true")  # the wish was for one start
     assert ended.code == 0, ended.err
     assert read_checkpoint(folder)["state_dict"]["queue_count"] == 2 * 4 * 64
 

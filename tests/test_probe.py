@@ -19,6 +19,7 @@ from twoview.data.shapes import shapes
 from twoview.errors import UserError
 from twoview.evaluate.features import ImageEncoder, digest, extract
 from twoview.evaluate.knn import knn_accuracy
+from twoview.evaluate.protocols import crops
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,7 +48,15 @@ def test_the_real_linear_probe_with_its_base_line(run_folder: Path, tmp_path: Pa
     assert report["data"] == "shapes"
     assert len(report["protocol_hash"]) == 12
     assert len(report["checkpoint_sha256"]) == 64
-    assert {"machine", "versions", "commit", "protocol"} <= report.keys()
+    assert {"machine", "versions", "commit", "protocol", "protocol_text"} <= report.keys()
+    assert report["frozen"] == {"before": before, "after": before}
+    assert report["baseline"]["frozen"]["before"] == report["baseline"]["frozen"]["after"] != before
+    for low, high in (report["bootstrap"], report["ridge"]["interval"]):
+        assert 0 <= low <= high <= 1
+    assert (report["train_size"], report["test_size"]) == (256, 64)
+    assert report["holdout_size"] == pytest.approx(26, abs=5)
+    assert report["feature_layer"].startswith("h: the encoder's output of 20 dimensions")
+    assert report["image_shape"] == [3, 16, 16]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]  # no folder of Hydra's
 
 
@@ -92,6 +101,59 @@ def test_the_base_line_is_the_encoder_at_step_0(finished: Path) -> None:
     assert digest(untrained) == digest(judged.untrained())
     assert digest(untrained) != digest(judged.encoder)
     assert not any(parameter.requires_grad for parameter in untrained.parameters())
+
+
+@pytest.mark.parametrize("name", ["simclr", "moco", "dinov2", "fast"])
+def test_published_protocols_by_name(run_folder: Path, command: Callable[..., Any], name: str) -> None:
+    before = digest(load_encoder(run_folder))
+    ended = command(f"ckpt={run_folder}", f"protocol={name}", "epochs=2", name="linear_probe")
+    assert ended.code == 0, ended.err
+    assert f"({name})" in ended.out
+    report = json.loads((run_folder / f"linear_probe_{name}.json").read_text())
+    assert not (run_folder / "linear_probe.json").exists()
+    assert report["protocol"] == name
+    assert report["epochs"] == 2
+    assert report["frozen"] == {"before": before, "after": before}
+    assert (report["holdout_size"] > 0) == (name == "dinov2")
+    assert "ridge" not in report
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "knn"])
+def test_images_of_another_size_need_force(run_folder: Path, command: Callable[..., Any], name: str) -> None:
+    other = [f"ckpt={run_folder}", "data=shapes", "data.n_train=60", "data.n_test=30", "data.size=24"]
+    error = command(*other, name=name).error
+    assert "trained on images of 16 x 16 pixels, shapes has 24 x 24" in error
+    assert "force=true" in error
+    ended = command(*other, "force=true", name=name)
+    assert ended.code == 0, ended.err
+    assert "trained on images of 16 x 16" in ended.out + ended.err
+
+
+def test_old_checkpoints_do_not_know_their_image_size(run_folder: Path, command: Callable[..., Any]) -> None:
+    checkpoint = read_checkpoint(run_folder)
+    del checkpoint["twoview"]["image_shape"]
+    torch.save(checkpoint, run_folder / "last.ckpt")
+    (run_folder / ".last.ckpt.sha256").unlink(missing_ok=True)
+    words = [f"ckpt={run_folder}", "data=shapes", "data.n_train=60", "data.n_test=30", "data.size=24", "k=5"]
+    assert command(*words, name="knn").code == 0
+
+
+def test_an_encoder_that_changes_while_it_is_probed_gives_no_result(
+    run_folder: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drifting(encoder: ImageEncoder, *args: Any) -> Any:
+        take = crops(encoder, *args)
+
+        def drifts(index: torch.Tensor, epoch: int) -> torch.Tensor:
+            encoder.mean += 1e-3
+            return take(index, epoch)
+
+        return drifts
+
+    monkeypatch.setattr(probe, "crops", drifting)
+    error = command(f"ckpt={run_folder}", "protocol=moco", "epochs=1", name="linear_probe").error
+    assert "the encoder changed while it was judged" in error
+    assert not list(run_folder.glob("linear_probe*.json"))
 
 
 def test_other_data_go_to_a_file_of_their_own(run_folder: Path, command: Callable[..., Any]) -> None:
@@ -195,6 +257,10 @@ def test_bad_words_to_a_probe(
         ("linear_probe", "holdout=1.5", "between 0 and 1"),
         ("linear_probe", "holdout=half", "holdout='half'"),
         ("linear_probe", "seed=x", "seed='x'"),
+        ("linear_probe", "protocol=sgd", "protocol='sgd' is not one of convex, simclr, moco, dinov2, fast"),
+        ("linear_probe", "epochs=3", "protocol=convex goes to the optimum and has no epochs"),
+        ("linear_probe", "epochs=2.5", "epochs=2.5"),
+        ("linear_probe", "force=perhaps", "force='perhaps'"),
     ],
 )
 def test_bad_numbers_to_a_probe(run_folder: Path, command: Callable[..., Any], name: str, word: str, says: str) -> None:

@@ -33,8 +33,9 @@ from twoview.model.simclr import SimCLR
 from twoview.monitor import COLUMNS, Meter
 
 ROOT = Path(__file__).parents[1]
-FILES = {"last.ckpt", "config.yaml", "metrics.csv", "summary.json", "encoder.safetensors", "views.png"}
-CLOCK = {"images_per_second", "seconds"}  # what no two runs share
+FILES = {"last.ckpt", "last-1.ckpt", "config.yaml", "identity.json", "metrics.csv", "summary.json"}
+FILES |= {"encoder.safetensors", "views.png"}
+CLOCK = {"images_per_second", "seconds", "waiting"}  # what no two runs share
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -103,7 +104,7 @@ def test_the_stored_configuration_is_the_resolved_one_and_runs_again(
 ) -> None:
     stored = yaml.safe_load((finished / "config.yaml").read_text())
     assert "${" not in (finished / "config.yaml").read_text()
-    assert stored == {k: v for k, v in compose(*tiny).items() if k not in ("resume", "debug")}
+    assert stored == {k: v for k, v in compose(*tiny).items() if k not in ("resume", "allow_changes", "debug")}
     assert stored == read(finished)["twoview"]["config"]
     pretrain.run(stored | {"resume": None, "debug": False}, tmp_path / "again")
     assert_same_run(finished, tmp_path / "again")
@@ -320,9 +321,10 @@ def test_a_finished_run_resumed_stays_as_it_is(
 
 def test_resume_takes_new_values_of_its_keys(finished: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
     folder = shutil.copytree(finished, tmp_path / "copy")
-    ended = command(f"resume={folder}", "epochs=3")
+    assert "of another run: epochs=3 instead of 2. allow_changes=true" in command(f"resume={folder}", "epochs=3").error
+    ended = command(f"resume={folder}", "epochs=3", "allow_changes=true", "name=other")
     assert ended.code == 0
-    assert "resuming with epochs=3 instead of 2" in ended.out
+    assert "going on from step 8 with changes: epochs=3 instead of 2" in ended.out
     assert read(folder)["global_step"] == 12
     assert yaml.safe_load((folder / "config.yaml").read_text())["epochs"] == 3
     assert [row["step"] for row in rows(folder) if row["knn"]] == ["4", "8", "12"]
@@ -347,7 +349,7 @@ def test_a_second_signal_does_not_wait(
     assert read(tmp_path / "run")["global_step"] == 4
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_signals_decide_the_exit_code(
     tiny: list[str],
     tmp_path: Path,
@@ -360,7 +362,7 @@ def test_signals_decide_the_exit_code(
     ended = command(*tiny, "hydra.run.dir=here")
     assert ended.code == code
     assert ended.err == ""
-    assert f"python train.py resume={tmp_path}/here/last.ckpt" in ended.out
+    assert f"python train.py resume={tmp_path}/here" in ended.out
     assert read(tmp_path / "here")["global_step"] == 2
 
 

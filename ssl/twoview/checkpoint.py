@@ -7,10 +7,9 @@ configuration and the normalisation of the images. It consists of tensors and pl
 
 import json
 import logging
+import math
 import os
-import signal
-import threading
-import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,148 +17,48 @@ from typing import Any
 import hydra
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from twoview.errors import UserError
 from twoview.evaluate.features import ImageEncoder
+from twoview.saving import FORMAT as FORMAT
+from twoview.saving import AtomicCheckpointIO as AtomicCheckpointIO
+from twoview.saving import Checkpoints as Checkpoints
+from twoview.saving import Interrupted as Interrupted
+from twoview.saving import kept, replace_durably
 from twoview.schema import build
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+# What the sections of a run's configuration are built of. Other parts of the package read, write and rename files.
+BUILDS = (
+    *("twoview.augment.", "twoview.data.", "twoview.encoder.", "twoview.model.", "twoview.optim."),
+    "twoview.trainer.make_trainer",
+)  # and monitors, which are callbacks of the trainer
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its destination, brings it to the disk and renames it: the file is always a whole
-    one.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        except (OSError, RuntimeError) as error:  # the latter is torch's for a write that fails
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise UserError(f"cannot write {path}: {reason}; the checkpoint before it is untouched") from error
-        finally:
-            part.unlink(missing_ok=True)
-
-
-class Interrupted(Exception):  # noqa: N818
-    """Training was asked to stop, and its state is saved in `path`."""
-
-    def __init__(self, reason: str, path: Path) -> None:
-        super().__init__(reason)
-        self.reason, self.path = reason, path
-
-
-class Checkpoints(pl.Callback):
-    """Writes `last.ckpt` every few epochs and at the end, and when the run is asked to stop.
-
-    A ctrl-C, SIGTERM or the end of `max_seconds` stops the run after the step at hand with `Interrupted`; a second
-    ctrl-C at once.
-    """
-
-    def __init__(
-        self,
-        config: dict[str, Any],
-        normalization: Mapping[str, tuple[float, ...]],
-        every_epochs: int = 1,
-    ) -> None:
-        if every_epochs < 1:
-            raise UserError(f"checkpoint.every_epochs must be at least 1, not {every_epochs}")
-        self.config = config
-        self.normalization = {name: list(values) for name, values in normalization.items()}
-        self.every_epochs = every_epochs
-        self.max_seconds: float | None = None
-        self.stop_reason: str | None = None
-        self._previous: dict[int, Any] = {}
-
-    def path(self, trainer: pl.Trainer) -> Path:
-        return Path(trainer.default_root_dir) / "last.ckpt"
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._deadline = time.monotonic() + self.max_seconds if self.max_seconds is not None else float("inf")
-        self._take_signals()
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Again: Lightning has put a handler in front of ours that broadcasts at any moment, out of turn with what the
-        # processes are telling each other, and all of them would wait for ever.
-        self._take_signals()
-
-    def _take_signals(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                previous = signal.signal(number, self._on_signal)
-                self._previous.setdefault(number, previous)
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        if self.stop_reason is not None and number == signal.SIGINT:
-            raise SystemExit(130)  # of a KeyboardInterrupt Lightning makes exit code 1
-        self.stop_reason = "ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        log.info("%s: stopping after this step (again to stop at once, without saving)", self.stop_reason)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        if trainer.is_last_batch or (trainer.world_size > 1 and trainer.global_step % 10):
-            return  # several processes ask each other now and then, since the answer makes a GPU's host wait
-        if self._stops(trainer):  # the end of an epoch has readings to make before
-            self._save_and_stop(trainer)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        if self._stops(trainer) and epoch != trainer.max_epochs:
-            self._save_and_stop(trainer)
-        if epoch % self.every_epochs == 0 or epoch == trainer.max_epochs:
-            trainer.save_checkpoint(self.path(trainer))
-
-    def _stops(self, trainer: pl.Trainer) -> bool:
-        if time.monotonic() > self._deadline and self.stop_reason is None:
-            self.stop_reason = "trainer.max_time is over"
-        stops = self.stop_reason is not None
-        if trainer.world_size > 1:  # all processes stop after the same step: one alone would wait for the others
-            stops = trainer.strategy.reduce_boolean_decision(stops, all=False)
-            if stops and self.stop_reason is None:
-                self.stop_reason = "another process was asked to"
-        return stops
-
-    def _save_and_stop(self, trainer: pl.Trainer) -> None:
-        trainer.save_checkpoint(self.path(trainer))
-        raise Interrupted(self.stop_reason or "", self.path(trainer))
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["twoview"] = {"format": FORMAT, "config": self.config, "normalization": self.normalization}
-
-    def release_signals(self) -> None:
-        """Gives the signals back, for after the fit: Lightning, at its end, sets the handlers again that it found."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
+class Damaged(UserError):  # noqa: N818
+    """A checkpoint file that is not whole, or not what was written."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The checkpoint in a file, or `last.ckpt` of a run folder. UserError for anything that is not one of twoview's."""
+    """The checkpoint in a file, or `last.ckpt` of a run folder. UserError for anything that is not one of twoview's,
+    its subclass `Damaged` for a file whose checksums or structure are wrong.
+    """
     path = Path(path).expanduser()
     if path.is_dir():
         path = path / "last.ckpt"
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; give the last.ckpt of a run, or its folder")
+    damaged = Damaged(f"{path} cannot be read as a checkpoint: it is damaged, or not a checkpoint of twoview")
+    if not _is_whole(path):
+        raise damaged
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for damaged and for foreign files
-        raise UserError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or not a checkpoint of twoview"
-        ) from error
+        raise damaged from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("twoview"), dict):
         raise UserError(f"{path} is not a checkpoint of twoview: it lacks the configuration that rebuilds the encoder")
     found = checkpoint["twoview"].get("format")
@@ -169,11 +68,50 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def read_newest(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The file to go on from and what it holds: `path` itself, or of a run folder the newest checkpoint that is whole.
+
+    Damaged ones before it are set aside under another name, with a warning.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path, read_checkpoint(path)
+    files = kept(path)
+    for n, file in enumerate(files):
+        try:
+            checkpoint = read_checkpoint(file)
+        except Damaged:
+            continue
+        for damaged in files[:n]:
+            log.warning("%s is damaged: going on from %s, the one before it", damaged, file.name)
+            os.replace(damaged, damaged.with_name(f"{damaged.name}.damaged"))
+        return file, checkpoint
+    return path, read_checkpoint(path)  # which says what is wrong
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether every record of a torch file has the checksum that was written with it. `torch.load` does not look."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            stored = all(record.compress_type == zipfile.ZIP_STORED for record in file.infolist())  # as torch does
+            return stored and file.testzip() is None
+    except Exception:  # zipfile raises half a dozen kinds too
+        return False
+
+
 def _check_about(about: Mapping[str, Any], path: Path) -> None:
     config, normalization = about.get("config"), about.get("normalization")
-    whole = isinstance(config, dict) and "encoder" in config and isinstance(normalization, dict)
-    if not (whole and {"mean", "std"} <= normalization.keys()):  # type: ignore[union-attr]
+    whole = isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in ("encoder", "data"))
+    if not whole or not isinstance(normalization, dict):
         raise UserError(f"{path} is not a checkpoint of twoview: it lacks the configuration that rebuilds the encoder")
+    shape = about.get("image_shape")
+    if shape is not None and not (isinstance(shape, list | tuple) and all(isinstance(n, int) for n in shape)):
+        raise UserError(f"{path} is damaged: it names {shape!r} as the shape of its images")
+    mean: Any = normalization.get("mean")
+    std: Any = normalization.get("std")
+    numbers = [isinstance(part, list | tuple) and all(isinstance(x, float | int) for x in part) for part in (mean, std)]
+    if not all(numbers) or len(mean) != len(std) or not all(map(math.isfinite, mean)) or not all(x > 0 for x in std):
+        raise UserError(f"{path} is damaged: its normalisation has the mean {mean} and the deviation {std}")
 
 
 def load_encoder(path: str | Path, encoder_of: str = "query") -> ImageEncoder:
@@ -206,6 +144,8 @@ def load_encoder(path: str | Path, encoder_of: str = "query") -> ImageEncoder:
         raise UserError(f"the weights in {path} do not fit the encoder of its own configuration: {error}") from error
     frozen = ImageEncoder(encoder, about["normalization"]["mean"], about["normalization"]["std"])
     frozen.config = about["config"]
+    shape: Any = about.get("image_shape")
+    frozen.image_shape = shape  # (C, H, W) of the training set; files of old lack it
     return frozen.requires_grad_(False).eval()
 
 
@@ -263,8 +203,8 @@ def refuse_foreign(node: Any) -> None:
 
 
 def _is_own(target: Any) -> bool:
-    """Whether a path leads to what twoview defines, not to what its modules import, as `twoview.command.os.system`; or
-    to a class of optimizers.
+    """Whether a path leads to what the sections of a run are made of, or to a class of optimizers; not to what modules
+    import, as `twoview.command.os.system`, nor to the parts of twoview that write files, as `twoview.probe`.
     """
     if not isinstance(target, str) or not target.startswith(("twoview.", "torch.optim.")):
         return False
@@ -274,7 +214,11 @@ def _is_own(target: Any) -> bool:
         return False
     if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
         return True
-    return str(getattr(found, "__module__", "")).startswith("twoview.")
+    if isinstance(found, type) and issubclass(found, pl.Callback):
+        return found.__module__.startswith("twoview.")
+    module, name = getattr(found, "__module__", ""), getattr(found, "__qualname__", "_")
+    public = name.isidentifier() and not name.startswith("_")  # of the module itself: no method
+    return public and f"{module}.{name}".startswith(BUILDS)
 
 
 def save_encoder(encoder: nn.Module, about: Mapping[str, Any], path: Path) -> None:
@@ -283,7 +227,7 @@ def save_encoder(encoder: nn.Module, about: Mapping[str, Any], path: Path) -> No
     try:
         weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
         save_file(weights, part, metadata={"twoview": json.dumps(dict(about))})
-        os.replace(part, path)
+        replace_durably(part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -295,7 +239,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("twoview", "null"))
         weights = load_file(path)
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(about, dict):
         raise UserError(

@@ -1,19 +1,22 @@
 """How a command starts and how it ends: Hydra's composition, one message for the person at the keyboard, and the exit
 code.
 
-Exit codes: 0 done, 1 an error that the message explains, 130 stopped by ctrl-C and 143 by SIGTERM, both with the
-state saved.
+Exit codes: 0 done, 1 an error that the message explains, 130 stopped by ctrl-C, 143 by SIGTERM and 138 by SIGUSR1,
+all three with the state saved.
 """
 
+import io
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
@@ -47,6 +50,7 @@ def run_command(config_name: str, task: Callable[[DictConfig], int | None]) -> N
             f"twoview: the folder {CONFIGS} is missing; install the package from its source tree with: pip install -e ."
         )
     debug = any(word.replace(" ", "").lower() in ("debug=true", "debug=1") for word in sys.argv[1:])
+    _outlive_the_reader()
     _quiet(debug)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra is to raise what it would print with a stack of its own
     codes: list[int] = []
@@ -61,7 +65,9 @@ def run_command(config_name: str, task: Callable[[DictConfig], int | None]) -> N
         if codes[-1] > 128:  # a signal: it ends a sweep too
             sys.exit(codes[-1])
 
+    hook = threading.excepthook
     try:
+        threading.excepthook = hook if debug else _thread_ended
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     except KeyboardInterrupt:
         sys.exit(130)
@@ -69,7 +75,55 @@ def run_command(config_name: str, task: Callable[[DictConfig], int | None]) -> N
         if debug:
             raise
         sys.exit(_say(error))
+    finally:
+        threading.excepthook = hook
     sys.exit(max(codes, default=0))
+
+
+def run_words(task: Callable[[list[str]], int]) -> None:
+    """Hands the words of the command line to `task` as they are, for a command without a configuration, and exits with
+    what that returns. Errors end as those of `run_command`.
+    """
+    _outlive_the_reader()
+    _quiet(debug=False)
+    try:
+        sys.exit(task(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        sys.exit(_say(error))
+
+
+def _outlive_the_reader() -> None:
+    """A command whose output nobody reads (any more), as under `| head`, goes on without a word, and characters that
+    the terminal lacks do not stop it.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the start
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    get_console().on_broken_pipe = _mute  # type: ignore[method-assign]
+
+
+def _mute() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _thread_ended(what: threading.ExceptHookArgs) -> None:
+    """A thread of a library, as TensorBoard's that writes its file. The run does without it."""
+    log.warning("a helper of the run has ended (%s)", " ".join(str(what.exc_value).split()))
+
+
+class _Lines(logging.StreamHandler):
+    """Whole lines on stdout, for files and pipes."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if isinstance(sys.exc_info()[1], OSError):
+            _mute()
+        else:
+            super().handleError(record)
 
 
 def _say(error: Exception) -> int:
@@ -111,18 +165,33 @@ def explain(error: BaseException) -> str:
         return _explain_composition(error)
     if isinstance(error, OmegaConfBaseException):
         return f"configuration: {str(error).splitlines()[0]}"
+    if isinstance(error, yaml.YAMLError):
+        return _explain_yaml(error)
     if isinstance(error, HydraException):
         return " ".join(str(error).split())
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         return f"out of memory: use a smaller batch_size ({' '.join(str(error).split())[:200]})"
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    if "DataLoader worker" in str(error):
+        return (
+            "a process that loads images has ended (killed, often for want of memory): use fewer of them "
+            "(loader.num_workers=1), or none (loader.num_workers=0)"
+        )
     if any(words in str(error) for words in _LOST_PROCESS):
         return "another process of the run has ended, and this one cannot go on alone; why stands in that one's message"
     text = str(error).splitlines()[0] if str(error) else "no message"
     if text.startswith("Config group override must be"):  # hydra's for null, a number or no name at all
         return f"a group is set to the name of an option, as in data=shapes; the groups are: {', '.join(groups())}"
     return f"{type(error).__name__}: {text} (debug=true shows where)"
+
+
+def _explain_yaml(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    name = mark.name if mark is not None else getattr(error, "name", "a configuration")
+    line = f", line {mark.line + 1}" if mark is not None else ""
+    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "damaged"
+    return f"{name}{line} is no YAML ({reason}): mend it, or restore it with: git checkout configs"
 
 
 def _explain_composition(error: ConfigCompositionException) -> str:
@@ -163,7 +232,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def _quiet(debug: bool) -> None:
     """Our own messages, and of the libraries' what matters."""
-    handler: logging.Handler = logging.StreamHandler(sys.stdout)  # whole lines, for files and pipes
+    handler: logging.Handler = _Lines(sys.stdout)
     if get_console().is_terminal:  # shares the console with the progress bar, which stays below the messages
         handler = RichHandler(
             console=get_console(),
@@ -176,5 +245,6 @@ def _quiet(debug: bool) -> None:
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
     if not debug:
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it tells of a missing GPU
+        logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it says what the one message says
         handler.addFilter(lambda record: record.name.startswith("twoview") or record.levelno >= logging.ERROR)
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch|lightning)\b.*")

@@ -29,9 +29,9 @@ class LARS(Optimizer):
         eta: float = 0.001,
         adapt: bool = True,
     ) -> None:
-        if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0 or eta <= 0:
+        if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0 or not 0 < eta < math.inf:
             raise UserError(
-                f"LARS needs lr >= 0, 0 <= momentum < 1, weight_decay >= 0 and eta > 0, "
+                f"LARS needs lr >= 0, 0 <= momentum < 1, weight_decay >= 0 and finite eta > 0, "
                 f"not {lr}, {momentum}, {weight_decay} and {eta}"
             )
         super().__init__(
@@ -77,7 +77,7 @@ class Muon(Optimizer):
         weight_decay: float = 0.0,
         vector_lr: float = 5.0,
     ) -> None:
-        if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0 or vector_lr < 0:
+        if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0 or not 0 <= vector_lr < math.inf:
             raise UserError(
                 f"Muon needs lr >= 0, 0 <= momentum < 1, weight_decay >= 0 and vector_lr >= 0, "
                 f"not {lr}, {momentum}, {weight_decay} and {vector_lr}"
@@ -182,7 +182,11 @@ class Recipe:
         elif biases_and_norms:
             exempt: dict[str, Any] = {"params": biases_and_norms, "weight_decay": 0.0}
             groups.append(exempt | ({"adapt": False} if _function(self.optimizer) is LARS else {}))
-        optimizer = self.optimizer(groups, lr=self.lr(batch_size))
+        try:
+            optimizer = self.optimizer(groups, lr=self.lr(batch_size))
+        except (ValueError, TypeError, IndexError) as error:  # torch's
+            values = ", ".join(f"{key}={value}" for key, value in getattr(self.optimizer, "keywords", {}).items())
+            raise UserError(f"optimizer.optimizer takes other values than {values}: {error}") from error
         return optimizer, LambdaLR(optimizer, warmup_cosine(round(steps * self.warmup_epochs / max(epochs, 1)), steps))
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from twoview.errors import UserError
 
 WIDE, NARROW = 7.8, 4.0  # inches
-FONTS = ["Inter", "Segoe UI", "Roboto", "Helvetica Neue", "Helvetica", "Arial", "DejaVu Sans"]
+FONTS = ["system-ui", "Inter", "Segoe UI", "Roboto", "Helvetica Neue", "Helvetica", "Arial", "DejaVu Sans"]
 MARKS = ("", "good", "bad", "best", "pale")
 
 
@@ -54,8 +54,8 @@ class Theme:
         low, high = (0.2, 1.0) if dark else (0.0, 0.87)
         return [colormaps["viridis"](low + (high - low) * i / max(1, n - 1)) for i in range(n)]
 
-    def style(self) -> dict[str, Any]:
-        """matplotlib's settings."""
+    def style(self) -> Any:
+        """matplotlib's settings, a dict."""
         return {
             "figure.facecolor": self.paper,
             "figure.dpi": 100,
@@ -228,7 +228,8 @@ def save(path: Path, content: str | bytes) -> None:
 
 
 def _svg(draw: Draw, theme: Theme) -> str:
-    return _uri("svg+xml", render(draw, theme, "svg"))
+    drawn = render(draw, theme, "svg").replace(b"'system-ui'", b"system-ui")  # no name of a font but a keyword
+    return _uri("svg+xml", drawn)
 
 
 def _uri(kind: str, data: bytes) -> str:

@@ -5,6 +5,8 @@ import logging
 import os
 import platform
 import subprocess
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +14,31 @@ import pytorch_lightning as pl
 import torch
 import torchvision
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 import twoview
 from twoview import schema
 from twoview.augment.base import TwoViews
-from twoview.checkpoint import Checkpoints, Interrupted, read_checkpoint, refuse_foreign, save_encoder
+from twoview.checkpoint import save_encoder
 from twoview.command import output_dir, overrides, plain
 from twoview.data.datamodule import TwoViewDataModule
 from twoview.data.images import ImageSet
+from twoview.doctor import parting_words
 from twoview.errors import UserError
+from twoview.identity import Identity, code_digest, config_hash, data_digest, follow
 from twoview.model.base import ContrastiveModule
 from twoview.monitor import KNNMonitor, Meter, ViewSheet
 from twoview.progress import ProgressBar, clock
+from twoview.resumption import STARTS, resumed, source
+from twoview.saving import Checkpoints, Interrupted, held
 
 log = logging.getLogger(__name__)
 
-SECTIONS = ("loss", "data", "augment", "encoder", "model", "optimizer", "trainer", "loader", "knn", "checkpoint")
+SECTIONS = ("loss", "data", "augment", "encoder", "model", "optimizer", "trainer", "loader", "checkpoint")
+MONITORS = ("knn", "quality")  # sections that may be null
 KEYS = {
     "channels_last": bool,
     "name": str,
@@ -40,7 +48,10 @@ KEYS = {
     "log_every_steps": int,
     "debug": bool,
     "resume": str | None,
+    "allow_changes": bool | None,
 }
+
+EXIT_CODES = {"stopped: ctrl-C": 130, "stopped: SIGUSR1": 138, "stopped: SIGTERM": 143}  # 128 + the signal's number
 
 
 def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
@@ -50,8 +61,14 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     Raises UserError for whatever the user can mend, before anything is written where that is possible.
     """
     check(config)
-    resume = config["resume"]
-    checkpoint = read_checkpoint(resume) if resume else None
+    if getattr(rank_zero_only, "rank", 0):  # the first of several processes holds the folder for all
+        return _run(config, run_dir)
+    with held(run_dir):
+        return _run(config, run_dir)
+
+
+def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    path, checkpoint = source(config["resume"], run_dir)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
 
     load = schema.build(config["data"])
@@ -73,40 +90,50 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     normalization = {"mean": train.mean, "std": train.std}
     meter = Meter(config["log_every_steps"])
     knn = _knn(config, load, train, meter)
-    stored = {key: value for key, value in config.items() if key not in ("resume", "debug")}
+    quality = schema.build(config["quality"], meter=meter) if config.get("quality") else None
+    stored = {key: value for key, value in config.items() if key not in STARTS}
     if "fresh_queue" in stored["model"]:
         stored["model"] = stored["model"] | {"fresh_queue": False}  # a wish for this start, not for later ones
-    checkpoints: Checkpoints = schema.build(config["checkpoint"], config=stored, normalization=normalization)
+    checkpoints: Checkpoints = schema.build(
+        config["checkpoint"], config=stored, normalization=normalization, image_shape=train.shape
+    )
     trainer: pl.Trainer = schema.build(
         config["trainer"],
         run_dir=str(run_dir),
         max_epochs=config["epochs"],
-        callbacks=[meter, *([knn] if knn else []), ViewSheet(), ProgressBar(meter)],
+        callbacks=[meter, *(m for m in (knn, quality) if m), ViewSheet(), ProgressBar(meter)],
         checkpoints=checkpoints,
         logger=_TensorBoard(save_dir=str(run_dir), name="", version=""),
     )
     for rows in data.shares(trainer.world_size):
         model.check_share(rows, trainer.world_size)
+    identity = Identity(config_hash(config), data_digest(train), code_digest(), str(trainer.precision))
+    if checkpoint is not None and path is not None:
+        identity = follow(identity, config, checkpoint, path, bool(config.get("allow_changes")))
+    checkpoints.identity = identity.stored()
     if trainer.is_global_zero:
-        _write_config(stored, run_dir)
+        _write_config(stored, checkpoints.identity, run_dir, _began(run_dir) if path else None)
         for line in brief(config, model, data, trainer, run_dir):
             log.info("%s", line)
 
     stopped = None
+    checkpoints.take_signals()
     try:
-        path = None if checkpoint is None else _file(resume)
         trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
     except Interrupted as interruption:
         stopped = interruption
-        log.info("stopped (%s) and saved. To go on:  python train.py resume=%s", stopped.reason, stopped.path)
+        log.info("stopped (%s) and saved. To go on:  python train.py resume=%s", stopped.reason, stopped.path.parent)
     finally:
         checkpoints.release_signals()
     about = {
         "config": stored,
         "normalization": {name: list(values) for name, values in normalization.items()},
+        "image_shape": list(train.shape),
+        "identity": checkpoints.identity,
     }
-    summary = summarise(config, model, trainer, meter, knn, stopped)
+    summary = summarise(config, model, trainer, meter, knn, stopped) | {"identity": checkpoints.identity}
     if trainer.is_global_zero:
+        summary["doctor"] = parting_words(run_dir, stored)
         save_encoder(model.encoder, about, run_dir / "encoder.safetensors")
         (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
@@ -117,13 +144,16 @@ def check(config: dict[str, Any]) -> None:
     for key, kind in KEYS.items():
         if not schema.fits(config.get(key), kind):
             raise UserError(f"{key}={config.get(key)!r} is not {schema.words(kind)}")
-    known = {*KEYS, *SECTIONS}
+    known = {*KEYS, *SECTIONS, *MONITORS}
     for key in config:
         if key not in known:
             raise UserError(schema.unknown_key("", key, known))
     for key in SECTIONS:
-        if key != "knn" and not isinstance(config.get(key), dict):
+        if not isinstance(config.get(key), dict):
             raise UserError(f"{key}={config.get(key)!r} leaves the run without its {key}; --help lists what there is")
+    for key in MONITORS:
+        if not isinstance(config.get(key), dict | None):
+            raise UserError(f"{key}={config[key]!r}: give its keys, as {key}.every_epochs=1, or {key}=null for none")
     if config["epochs"] < 1:
         raise UserError(f"epochs={config['epochs']}: a run needs at least one epoch")
     if not 0 <= config["seed"] < 2**32:
@@ -136,10 +166,21 @@ def check(config: dict[str, Any]) -> None:
 
 
 class _TensorBoard(TensorBoardLogger):
-    """Without the `hparams.yaml` that Lightning adds: `config.yaml` holds the configuration."""
+    """Without the `hparams.yaml` that Lightning adds: `config.yaml` holds the configuration. What a full disk does to
+    it ends no run.
+    """
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        with suppress(OSError):
+            super().log_metrics(*args, **kwargs)
 
     def save(self) -> None:
-        self.experiment.flush()
+        with suppress(OSError):
+            self.experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        with suppress(OSError):
+            super().finalize(status)
 
 
 def _check_fit(encoder: torch.nn.Module, views: TwoViews, train: ImageSet) -> None:
@@ -173,18 +214,22 @@ def _knn(config: dict[str, Any], load: Any, train: ImageSet, meter: Meter) -> KN
     return monitor
 
 
-def _file(path: str) -> str:
-    return str(Path(path) / "last.ckpt") if Path(path).is_dir() else path
-
-
-def _write_config(config: dict[str, Any], run_dir: Path) -> None:
+def _write_config(config: dict[str, Any], identity: dict[str, str], run_dir: Path, began: str | None) -> None:
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        began = began or datetime.now().astimezone().isoformat(timespec="seconds")
+        (run_dir / "identity.json").write_text(json.dumps(identity | {"began": began}, indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"cannot write into the run folder {run_dir}: {error.strerror}; choose another by hydra.run.dir=..."
         ) from error
+
+
+def _began(run_dir: Path) -> str | None:
+    try:
+        return str(json.loads((run_dir / "identity.json").read_text())["began"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def brief(
@@ -307,18 +352,24 @@ def main(composed: DictConfig) -> int:
     run_dir = output_dir()
     try:
         config = plain(composed)
-        if config["resume"] and isinstance(config["resume"], str):
-            config, run_dir = resumed(config, overrides()), Path(_file(config["resume"])).resolve().parent
+        if config["resume"] == "auto":
+            _need_a_fixed_folder()
+        elif config["resume"] and isinstance(config["resume"], str):
+            config, run_dir = resumed(composed, overrides())
         summary = run(config, run_dir)
-    except BaseException:
-        _remove_if_empty(output_dir())
-        raise
-    if run_dir != output_dir():
+    finally:
         _remove_if_empty(output_dir())
     _say_goodbye(summary, run_dir)
-    if summary["status"] != "finished":
-        return {"stopped: ctrl-C": 130, "stopped: SIGTERM": 143}.get(summary["status"], 0)
-    return 0
+    return EXIT_CODES.get(summary["status"], 0)
+
+
+def _need_a_fixed_folder() -> None:
+    words = HydraConfig.get().overrides.hydra
+    if not any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in words):
+        raise UserError(
+            "resume=auto goes on with the run in its folder, and without hydra.run.dir=... that is a new one at every "
+            "start: name it, as hydra.run.dir=runs/mine"
+        )
 
 
 @rank_zero_only
@@ -330,39 +381,11 @@ def _say_goodbye(summary: dict[str, Any], run_dir: Path) -> None:
         log.info("next:  python scripts/linear_probe.py ckpt=%s", run_dir / "last.ckpt")
 
 
-def resumed(config: dict[str, Any], words: list[str]) -> dict[str, Any]:
-    """The configuration in the checkpoint that `config` resumes, with the values that the command line changes."""
-    stored = read_checkpoint(config["resume"])["twoview"]["config"]
-    refuse_foreign(stored)  # it may come from a stranger
-    merged = OmegaConf.create(stored)
-    OmegaConf.set_struct(merged, True)
-    for word in words:
-        key, _, _ = word.partition("=")
-        if key in ("resume", "debug"):
-            continue
-        section = stored.get(key)
-        if isinstance(section, dict) and section.get("_target_") == (config.get(key) or {}).get("_target_"):
-            continue  # the group's name, needed on the line where its keys are not those of the default
-        if isinstance(section, dict) or key not in flat(stored):
-            raise UserError(
-                f"resume takes the configuration of the checkpoint, and {word!r} cannot change it; "
-                "give values of its keys only, as epochs=200 (and with keys of model=moco, model=moco itself)"
-            )
-        value = OmegaConf.select(OmegaConf.create(config), key)
-        log.info("resuming with %s=%s instead of %s", key, value, OmegaConf.select(merged, key))
-        OmegaConf.update(merged, key, value)
-    return plain(merged) | {"resume": config["resume"], "debug": config["debug"]}
-
-
-def flat(config: Any, path: str = "") -> dict[str, Any]:
-    """Nested containers as one dict with dotted keys."""
-    if not isinstance(config, dict) or not config:
-        return {path: config}
-    return {
-        k: v for key, value in config.items() for k, v in flat(value, f"{path}.{key}" if path else str(key)).items()
-    }
-
-
 def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    """A folder that no run was made in, and that of its name above it if it holds no other."""
+    for path in (folder, folder.parent):
+        if not path.is_dir() or any(path.iterdir()):
+            return
+        path.rmdir()
+        if path.parent.parent.name != "runs":  # runs/<name>/<date>: what Hydra makes by itself
+            return

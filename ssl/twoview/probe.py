@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +29,11 @@ from twoview.data.images import ImageSet
 from twoview.errors import UserError
 from twoview.evaluate.features import ImageEncoder, digest, extract
 from twoview.evaluate.knn import knn_accuracy
-from twoview.evaluate.linear import probe, wilson
+from twoview.evaluate.linear import probe
+from twoview.evaluate.protocols import PUBLISHED, crops, follow
+from twoview.evaluate.score import ProbeResult, fingerprint, wilson
 from twoview.pretrain import commit, machine, versions
+from twoview.rng import permutation
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,9 @@ KEYS = {
     "device": Literal["auto", "cpu", "cuda"],
     "out": str | None,
     "debug": bool,
+    "force": bool,
+    "protocol": Literal["convex", "simclr", "moco", "dinov2", "fast"],
+    "epochs": int | None,
     "strengths": list[float],
     "holdout": float,
     "seed": int,
@@ -59,12 +67,10 @@ class Subject:
     def features(self, encoder: ImageEncoder | None = None) -> tuple[Tensor, Tensor]:
         """Features of both splits (N, D), float32 on the device; UserError if extracting them changed the encoder."""
         encoder = encoder or self.encoder
-        before = digest(encoder)
-        train, test = (
-            extract(encoder, images, device=self.device).to(self.device) for images in (self.train, self.test)
-        )
-        if digest(encoder) != before:
-            raise UserError("the encoder changed while its features were extracted: no number from it can be trusted")
+        with frozen(encoder):
+            train, test = (
+                extract(encoder, images, device=self.device).to(self.device) for images in (self.train, self.test)
+            )
         return train, test
 
     def untrained(self) -> ImageEncoder:
@@ -75,8 +81,23 @@ class Subject:
         return fresh.requires_grad_(False).eval()
 
 
-def subject(config: dict[str, Any]) -> Subject:
-    """What a command's `ckpt`, `data` (default: the data of the run) and `device` name."""
+@contextmanager
+def frozen(encoder: ImageEncoder) -> Iterator[dict[str, str]]:
+    """Digests of the encoder `before` and, once its body has ended, `after`; UserError if they differ."""
+    proof = {"before": digest(encoder)}
+    yield proof
+    proof["after"] = digest(encoder)
+    if proof["after"] != proof["before"]:
+        raise UserError("the encoder changed while it was judged: no number from it can be trusted")
+
+
+def subject(config: dict[str, Any], labelled: bool = True) -> Subject:
+    """What a command's `ckpt`, `data` (default: the data of the run) and `device` name. With `force`, images of
+    another size than in training are taken.
+
+    With `labelled=False` images need no labels, and where there is no test split a tenth of the training images, drawn
+    from seed 0, takes its place.
+    """
     for key, kind in KEYS.items():
         if key in config and not schema.fits(config[key], kind):
             raise UserError(f"{key}={config[key]!r} is not {schema.words(kind)}")
@@ -93,55 +114,70 @@ def subject(config: dict[str, Any]) -> Subject:
         load = instantiate_own(own["data"])
     train, test = load(split="train"), load(split="test")
     if test is None:
-        raise UserError(f"{train.name} has no test split to score on; choose a labelled set by data=...")
+        if labelled:
+            raise UserError(f"{train.name} has no test split to score on; choose a labelled set by data=...")
+        order = permutation(len(train), seed=0, epoch=0, stream="no test split")
+        rest, some = order.tensor_split([len(train) - max(1, len(train) // 10)])
+        train, test = train.subset(rest.sort().values), train.subset(some.sort().values)
     for images, split in ((train, "train"), (test, "test")):
-        if images.labels is None:
+        if labelled and images.labels is None:
             raise UserError(
                 f"{images.name} has no labels in its {split} split, and a score needs them; "
                 "choose a labelled set by data=..."
             )
     if train.shape[0] != len(encoder.mean):
         raise UserError(f"the encoder takes images of {len(encoder.mean)} channels, {train.name} has {train.shape[0]}")
+    seen: Any = getattr(encoder, "image_shape", None)
+    if seen and list(train.shape) != list(seen):
+        text = f"the encoder was trained on images of {_size(seen)} pixels, {train.name} has {_size(train.shape)}"
+        if not config.get("force"):
+            raise UserError(f"{text}: its score would say little; resize them by data.size=..., or use force=true")
+        log.warning("%s", text)
     name = config["device"]
     device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
     return Subject(encoder, train, test, device)
+
+
+def _size(shape: Any) -> str:
+    return f"{shape[1]} x {shape[2]}"
 
 
 def linear_command(composed: DictConfig) -> int:
     """`scripts/linear_probe.py`."""
     config = plain(composed)
     judged = subject(config)
+    if config["protocol"] == "convex" and config["epochs"] is not None:
+        raise UserError(
+            f"epochs={config['epochs']}: protocol=convex goes to the optimum and has no epochs; "
+            f"{', '.join(PUBLISHED)} have"
+        )
     started = time.monotonic()
     result = _probe(judged, judged.encoder, config)
     baseline = _probe(judged, judged.untrained(), config) if config["baseline"] else None
     report = {
-        "protocol": result["protocol"],
-        "protocol_hash": _hash(
-            {key: config[key] for key in ("strengths", "holdout", "seed")} | {"protocol": result["protocol"]}
-        ),
         **result,
         "baseline": baseline,
         **_provenance(config, judged, started),
     }
     get_console().print(_linear_table(result, baseline, judged))
-    path = _write(report, config, "linear_probe", judged)
+    name = "linear_probe" if config["protocol"] == "convex" else f"linear_probe_{config['protocol']}"
+    path = _write(report, config, name, judged)
     log.info("linear top-1 %.2f %%, written to %s", 100 * result["top1"], path)
     return 0
 
 
 def _probe(judged: Subject, encoder: ImageEncoder, config: dict[str, Any]) -> dict[str, Any]:
-    train, test = judged.features(encoder)
-    result = probe(
-        train,
-        judged.train.labels,
-        test,
-        judged.test.labels,
-        len(judged.train.classes),
-        config["strengths"],
-        config["holdout"],
-        config["seed"],
-    )
-    return result.to_json()
+    with frozen(encoder) as proof:
+        train, test = judged.features(encoder)
+        parts = (train, judged.train.labels, test, judged.test.labels, len(judged.train.classes))
+        result: ProbeResult
+        if config["protocol"] == "convex":
+            result = probe(*parts, config["strengths"], config["holdout"], config["seed"])
+        else:
+            recipe = PUBLISHED[config["protocol"]]
+            take = crops(encoder.to(judged.device), judged.train, config["seed"]) if recipe.augment else None
+            result = follow(recipe, *parts, config["holdout"], config["seed"], epochs=config["epochs"], take=take)
+    return result.to_json() | {"frozen": proof}
 
 
 def knn_command(composed: DictConfig) -> int:
@@ -175,7 +211,7 @@ def knn_command(composed: DictConfig) -> int:
     )
     report = {
         "protocol": protocol,
-        "protocol_hash": _hash(protocol),
+        "protocol_hash": fingerprint(protocol),
         "top1": scores["trained"],
         "interval": [low, high],
         "baseline": {"top1": scores["untrained"]} if config["baseline"] else None,
@@ -197,7 +233,7 @@ def knn_command(composed: DictConfig) -> int:
 
 
 def _linear_table(result: dict[str, Any], baseline: dict[str, Any] | None, judged: Subject) -> Table:
-    table = Table(title=f"linear probe on {judged.train.name}", title_justify="left")
+    table = Table(title=f"linear probe ({result['protocol']}) on {judged.train.name}", title_justify="left")
     table.add_column("%")
     columns = [("untrained", baseline), ("trained", result)] if baseline else [("trained", result)]
     for name, _ in columns:
@@ -210,6 +246,8 @@ def _linear_table(result: dict[str, Any], baseline: dict[str, Any] | None, judge
     row("95 % interval", lambda r: f"{100 * r['interval'][0]:.2f} ... {100 * r['interval'][1]:.2f}")
     if result["top5"] is not None:
         row("top-5", lambda r: f"{100 * r['top5']:.2f}")
+    if "ridge" in result:
+        row("top-1, ridge", lambda r: f"{100 * r['ridge']['top1']:.2f}")
     row("chance", lambda r: f"{100 * r['chance']:.2f}")
     table.add_section()
     if len(judged.train.classes) <= 20:
@@ -228,15 +266,13 @@ def _provenance(config: dict[str, Any], judged: Subject, started: float) -> dict
         "encoder_of": config["encoder_of"],
         "checkpoint_sha256": hashlib.sha256(ckpt.read_bytes()).hexdigest(),
         "encoder_digest": digest(judged.encoder),
+        "feature_layer": f"h: the encoder's output of {judged.encoder.dim} dimensions, before the projection head",
+        "image_shape": list(judged.train.shape),
         "total_seconds": round(time.monotonic() - started, 2),
         "machine": machine(),
         "versions": versions(),
         "commit": commit(),
     }
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _write(report: dict[str, Any], config: dict[str, Any], name: str, judged: Subject) -> Path:

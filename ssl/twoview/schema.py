@@ -6,7 +6,7 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Union
 
 import hydra
@@ -14,21 +14,51 @@ from omegaconf import OmegaConf
 
 from twoview.errors import UserError
 
+_NO_MEMORY = ("out of memory", "allocate", "Storage size calculation overflowed", "array is too big")
+
 
 def build(node: Mapping[str, Any], **arguments: Any) -> Any:
     """The object that a section with a `_target_` describes, its constructor called with its keys and `arguments`.
 
     With `_partial_: true` the constructor itself comes back, its keys filled in.
     """
-    # Arguments do not pass through Hydra, which would take data classes among them for configurations.
-    factory = hydra.utils.instantiate(OmegaConf.create(dict(node)), _partial_=True, _convert_="all")
-    return factory if node.get("_partial_") else factory(**arguments)
+    try:
+        # Arguments do not pass through Hydra, which would take data classes among them for configurations.
+        factory = hydra.utils.instantiate(OmegaConf.create(dict(node)), _partial_=True, _convert_="all")
+        return factory if node.get("_partial_") else factory(**arguments)
+    except hydra.errors.InstantiationException as error:  # Hydra's envelope for what a constructor raised
+        raise _refusal(node, error.__cause__ or error) from error
+    except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:  # torch's and Lightning's
+        raise _refusal(node, error) from error
+
+
+def _refusal(node: Mapping[str, Any], error: BaseException) -> UserError:
+    """What a constructor says of values that it cannot take, with their names."""
+    if isinstance(error, UserError):
+        return error
+    memory = isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+    reason = "they ask for more memory than there is" if memory else (str(error).splitlines() or [""])[0]
+    values = ", ".join(f"{path}={value}" for path, value in _leaves(node))
+    return UserError(f"{str(node.get('_target_')).rpartition('.')[2]} takes other values than {values}: {reason}")
+
+
+def _leaves(node: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        elif not str(key).startswith("_"):
+            yield f"{above}{key}", value
 
 
 def check(node: Any, path: str = "") -> None:
     """Raises UserError for the first key that no constructor takes and the first value of a wrong type, in `node` and
     below.
     """
+    if isinstance(node, list | tuple):
+        for value in node:
+            check(value, path)
+    if isinstance(node, int) and not -(2**63) <= node < 2**63:  # torch's integers, and all that a run can count
+        raise UserError(f"{path} is a number of {len(str(abs(node)))} digits: give one that fits into 64 bits")
     if not isinstance(node, Mapping):
         return
     if "_target_" in node:
@@ -45,6 +75,8 @@ def _check_arguments(node: Mapping[str, Any], path: str) -> None:
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
     known = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     for key, value in node.items():
+        if key == "_partial_":
+            _check_value(value, bool, f"{path}.{key}")
         if key in ("_target_", "_partial_", "_convert_", "_recursive_"):
             continue
         if key not in known and not open_ended:
@@ -68,6 +100,8 @@ def _plain(parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]) ->
 
 
 def _target(node: Mapping[str, Any], path: str) -> Callable[..., Any]:
+    if not isinstance(node["_target_"], str):
+        raise UserError(f"{path}._target_={node['_target_']!r} is not the name of a class or function")
     try:
         found: Callable[..., Any] = hydra.utils.get_object(node["_target_"])
     except Exception as error:  # hydra wraps whatever the import of the module raised
@@ -107,7 +141,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list | tuple) and all(fits(v, element) for v in value)
     if origin in (dict, Mapping) or hint is dict:
         return isinstance(value, Mapping)
-    return not isinstance(value, str | int | float | bool | list) and value is not None
+    return not isinstance(value, str | int | float | bool | list | Mapping) and value is not None
 
 
 def words(hint: Any) -> str:

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import math
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -42,6 +43,8 @@ def make_trainer(
     duration DD:HH:MM:SS (or shorter, MM:SS) after which the run stops and saves its state. `checkpoints` come after
     all other `callbacks`.
     """
+    if gradient_clip_val is not None and not 0 < gradient_clip_val < math.inf:
+        raise UserError(f"trainer.gradient_clip_val must be positive and finite, or null, not {gradient_clip_val}")
     checkpoints.max_seconds = None if max_time is None else seconds(max_time)
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
@@ -69,7 +72,7 @@ def make_trainer(
             gradient_clip_val=gradient_clip_val,
             deterministic=deterministic,
             benchmark=benchmark and not deterministic,
-            plugins=[AtomicCheckpointIO(), *([GlobalBatchStatistics()] if sync_batchnorm else [])],
+            plugins=[AtomicCheckpointIO(checkpoints.keep), *([GlobalBatchStatistics()] if sync_batchnorm else [])],
             use_distributed_sampler=False,  # the data module takes each rank's share of the global batch
             enable_checkpointing=False,  # `twoview.checkpoint.Checkpoints` writes them
             enable_progress_bar=False,  # `twoview.progress.Progress` shows it

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from twoview.errors import UserError
-from twoview.evaluate.linear import LinearProbe, fit_linear, fit_path, probe, wilson
+from twoview.evaluate.linear import LinearProbe, fit_linear, fit_path, probe
+from twoview.evaluate.ridge import fit_ridge
 
 STRENGTHS = [10.0, 1e-1, 1e-3, 1e-5]
 
@@ -40,6 +41,22 @@ def test_equals_scikit_learn(l2: float) -> None:
     x = features.double().numpy()
     x = (x - x.mean(0)) / x.std(0)
     other = linear_model.LogisticRegression(C=1 / (len(x) * l2), tol=1e-7, max_iter=20_000).fit(x, labels.numpy())
+    theirs = F.cross_entropy(torch.from_numpy(other.decision_function(x)), labels)
+    theirs += l2 / 2 * float((other.coef_**2).sum())
+    assert head.objective == pytest.approx(float(theirs), rel=1e-6)
+    assert (head.logits(features).argmax(1).numpy() == other.predict(x)).mean() >= 0.999
+
+
+@pytest.mark.parametrize("l2", [1e-2, 1e-4])
+def test_equals_scikit_learn_on_real_images(l2: float) -> None:
+    """Pixels of digits: some are constant, many nearly so, and neighbours say the same."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    pixels, digits = datasets.load_digits(return_X_y=True)
+    features, labels = torch.from_numpy(pixels).float(), torch.from_numpy(digits).long()
+    head = fit_linear(features, labels, 10, l2)
+    x = (pixels - pixels.mean(0)) / np.where(pixels.std(0) == 0, 1, pixels.std(0))
+    other = linear_model.LogisticRegression(C=1 / (len(x) * l2), tol=1e-7, max_iter=20_000).fit(x, digits)
     theirs = F.cross_entropy(torch.from_numpy(other.decision_function(x)), labels)
     theirs += l2 / 2 * float((other.coef_**2).sum())
     assert head.objective == pytest.approx(float(theirs), rel=1e-6)
@@ -139,11 +156,11 @@ def test_a_constant_feature_and_more_features_than_samples() -> None:
 
 
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    from twoview.evaluate import linear
+    from twoview.evaluate import newton
 
     features, labels = problem()
     whole = fit_linear(features, labels, 4, 1e-3)
-    monkeypatch.setattr(linear, "BLOCK", {"cpu": 7 * features.shape[1]})
+    monkeypatch.setattr(newton, "BLOCK", {"cpu": 7 * features.shape[1]})
     torch.testing.assert_close(fit_linear(features, labels, 4, 1e-3).weight, whole.weight, atol=1e-3, rtol=0)
 
 
@@ -229,6 +246,55 @@ def test_few_classes_have_no_top5_and_absent_test_classes_no_accuracy() -> None:
     assert all(share is not None for share in result.per_class[:3])
 
 
+def test_ridge_is_the_second_opinion_on_the_same_split() -> None:
+    given_ = arguments()
+    result = probe(**given_)
+    head = fit_ridge(given_["train_features"], given_["train_labels"], 6, STRENGTHS)
+    right = head.logits(given_["test_features"]).argmax(1) == given_["test_labels"]
+    assert result.ridge["top1"] == pytest.approx(float(right.double().mean()))
+    assert result.ridge["l2"] == head.l2
+    assert result.ridge["interval"][0] < result.ridge["top1"] < result.ridge["interval"][1]
+
+
+def test_the_text_and_the_hash_tell_protocols_apart() -> None:
+    one, same = probe(**arguments()), probe(**arguments(strengths=STRENGTHS[::-1]))
+    assert one.protocol_hash == same.protocol_hash
+    for changes in ({"seed": 1}, {"holdout": 0.2}, {"strengths": STRENGTHS[1:]}):
+        assert probe(**arguments(**changes)).protocol_hash != one.protocol_hash
+    for words in ("4, is the best on 10% of the training set", "seed 0", "1e-10 nats"):
+        assert words in one.protocol_text
+
+
+def test_a_collapsed_encoder_is_worth_its_largest_class(caplog: pytest.LogCaptureFixture) -> None:
+    given_ = arguments()
+    labels = given_["train_labels"].clone()
+    labels[:300] = 2
+    with caplog.at_level(logging.WARNING):
+        result = probe(**given_ | {
+            "train_features": torch.ones(600, 12), "train_labels": labels, "test_features": torch.ones(300, 12)
+        })  # fmt: skip
+    assert "the encoder has collapsed" in caplog.text
+    assert sum(map(sum, result.confusion)) == sum(row[2] for row in result.confusion) == 300
+    assert result.head.weight.abs().max() == 0
+
+
+def test_fewer_test_images_than_classes_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    given_ = arguments()
+    with caplog.at_level(logging.WARNING):
+        result = probe(**given_ | {"test_features": given_["test_features"][:4], "test_labels": torch.arange(4)})
+    assert "4 test images for 6 classes: those of class 4, 5 have no accuracy" in caplog.text
+    assert result.per_class[4:] == [None, None]
+
+
+def test_a_class_that_cannot_be_held_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    given_ = arguments()
+    keep = (given_["train_labels"] != 3) | (torch.arange(600) == int((given_["train_labels"] == 3).nonzero()[0]))
+    with caplog.at_level(logging.WARNING):
+        result = probe(**given_ | {key: given_[key][keep] for key in ("train_features", "train_labels")})
+    assert "no image of class 3 can be held out" in caplog.text
+    assert result.train_size == int(keep.sum())
+
+
 def nan(x: Tensor) -> Tensor:
     x = x.clone()
     x[3, 2] = math.nan
@@ -270,14 +336,3 @@ good = arguments()
 def test_what_cannot_be_probed_is_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         probe(**arguments(**changes))
-
-
-@pytest.mark.parametrize(("correct", "total"), [(9, 10), (1, 3), (7000, 10_000), (0, 10), (10, 10)])
-def test_wilson_interval_is_where_the_score_test_turns(correct: int, total: int) -> None:
-    """At each end p of the interval, the observed share lies 1.96 standard errors of p away."""
-    share = correct / total
-    low, high = wilson(correct, total)
-    assert 0 <= low <= share <= high <= 1
-    for p in {low, high} - {0.0, 1.0}:
-        assert abs(share - p) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / total), rel=1e-5)
-    assert wilson(total - correct, total) == pytest.approx((1 - high, 1 - low))

@@ -100,8 +100,7 @@ def run_arm(composed: DictConfig) -> str:
 def _run(config: dict[str, Any], judge: Judge, folder: Path) -> dict[str, Any]:
     summary = _finished(folder)
     if summary is None:
-        resume = str(folder) if (folder / "last.ckpt").exists() else None
-        summary = pretrain.run(config | {"resume": resume}, folder)
+        summary = pretrain.run(config | {"resume": "auto"}, folder)
     if summary["status"] != "finished":
         return {"status": summary["status"]}
     started = time.monotonic()

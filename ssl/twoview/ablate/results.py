@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from twoview.ablate.statistics import Difference, Interval, compare, mean_interval
+from twoview.ablate.compare import Difference, Interval, compare, mean_interval
 from twoview.errors import UserError
 
 NOT_METRICS = {"place", "machine", "versions", "words"}
@@ -125,14 +125,16 @@ def read(folder: Path) -> Study:
     runs: dict[tuple[str, int], Run] = {}
     for path in sorted(folder.glob("arms/*/result.json")):
         facts = _load(path, "delete it and run the study again")
-        arm, seed = facts.get("arm"), facts.get("seed")
+        arm: Any = facts.get("arm")
+        seed: Any = facts.get("seed")
         if arm not in settings["arms"] or seed not in settings["seeds"]:
             continue
         judged = facts.get("status") == "finished"
         if judged and facts.get("protocol_hash") != settings["protocol_hash"]:
             raise UserError(
-                f"{path} was judged by protocol {facts.get('protocol_hash')}, the study by {settings['protocol_hash']}: "
-                "accuracies of different protocols do not compare. Run the study again in a folder of its own"
+                f"{path} was judged by protocol {facts.get('protocol_hash')} and the study by "
+                f"{settings['protocol_hash']}: accuracies of different protocols do not compare. "
+                "Run the study again in a folder of its own"
             )
         if (arm, seed) in runs:
             raise UserError(
@@ -221,7 +223,7 @@ def as_parquet(rows: list[dict[str, Any]]) -> bytes | None:
         return None
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     for name, column in columns.items():
-        if not all(x is None or isinstance(x, int | float) and not isinstance(x, bool) for x in column):
+        if not all(x is None or (isinstance(x, int | float) and not isinstance(x, bool)) for x in column):
             columns[name] = [None if x is None else str(x) for x in column]
         elif any(isinstance(x, float) for x in column):
             columns[name] = [None if x is None else float(x) for x in column]

@@ -44,6 +44,8 @@ class RandomResizedCrop(BatchAugment):
             raise UserError("RandomResizedCrop: scale must allow crops with an area above 0")
         if size is not None and size < 1:
             raise UserError(f"RandomResizedCrop: size must be at least 1 pixel, not {size}")
+        if size is not None and size > _LARGEST:
+            raise UserError(f"RandomResizedCrop: size must be at most {_LARGEST} pixels, not {size}")
         if interpolation not in _FILTERS:
             raise UserError(
                 f"RandomResizedCrop: interpolation must be one of {', '.join(_FILTERS)}, not {interpolation}"
@@ -139,6 +141,7 @@ def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
 _FILTERS = {"bilinear": (_triangle, 1, True), "bicubic": (_cubic, 2, False)}
 
 
+_LARGEST = 2**14  # pixels of a side
 _PRODUCTS_PAY = 64  # pixels: beyond this side a CPU multiplies with more zeros than it gains by batching
 
 

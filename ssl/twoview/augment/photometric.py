@@ -13,6 +13,7 @@ from twoview.rng import Draw
 
 Planes = tuple[Tensor, ...]  # the channels, (B, H, W) each
 
+_MOST = 1e4  # factor of brightness, contrast and saturation
 _GRAY = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 
 
@@ -40,6 +41,8 @@ class ColorJitter(BatchAugment):
         for name, value in {"brightness": brightness, "contrast": contrast, "saturation": saturation}.items():
             if not 0 <= value < math.inf:
                 raise UserError(f"ColorJitter: {name} must be finite and not negative, got {value}")
+            if value * strength > _MOST:  # far beyond any use, float32 would overflow
+                raise UserError(f"ColorJitter: {name} x strength must be at most {_MOST:g}, not {value} x {strength}")
         if not 0 <= hue * strength <= 0.5:
             raise UserError(
                 f"ColorJitter: hue x strength must lie in [0, 0.5], not {hue} x {strength} = {hue * strength:g}"

@@ -5,6 +5,7 @@ global batch holds the same samples for every W. The epoch and the batches that 
 number of steps made: a run that resumes in the middle of an epoch goes on with the next batch.
 """
 
+import time
 from collections.abc import Iterator
 
 import pytorch_lightning as pl
@@ -18,6 +19,7 @@ from twoview.errors import UserError
 from twoview.rng import permutation
 
 Batch = tuple[Tensor, Tensor, Tensor]
+MOST_WORKERS = 512  # beyond, a system runs out of processes or files before it has any gain
 
 
 class TwoViewDataModule(pl.LightningDataModule):
@@ -51,6 +53,8 @@ class TwoViewDataModule(pl.LightningDataModule):
             )
         if num_workers < 0:
             raise UserError(f"loader.num_workers must not be negative, got {num_workers}")
+        if num_workers > MOST_WORKERS:
+            raise UserError(f"loader.num_workers={num_workers} are too many processes; {MOST_WORKERS} at most")
         if max_batches is not None and max_batches < 1:
             raise UserError(f"loader.max_batches must be at least 1, not {max_batches}")
         self.images = images
@@ -61,6 +65,7 @@ class TwoViewDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.max_batches = max_batches
         self.first_step = 0  # of this process
+        self.arrived = 0.0  # time.monotonic() when the newest batch was there, before its views were made
 
     def state_dict(self) -> dict[str, int]:
         assert self.trainer is not None
@@ -115,6 +120,10 @@ class TwoViewDataModule(pl.LightningDataModule):
             num_workers=workers,
             pin_memory=workers > 0 and device.type == "cuda",
         )
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        self.arrived = time.monotonic()
+        return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         assert self.trainer is not None

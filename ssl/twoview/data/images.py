@@ -7,6 +7,7 @@ meaning that the set has no such split.
 import hashlib
 import io
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ R = TypeVar("R")
 # strangers.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IN_MEMORY_BYTES = 2**30  # sets up to this size are decoded once into one array
+LARGEST = 2**14  # pixels of a side that `data.size` can ask for
 STATISTICS_SAMPLE = 2000  # images at most from which mean and std are computed
 
 
@@ -270,6 +272,8 @@ class Encoded:
     def __init__(self, sources: Sequence[Path | Blob], size: int | None = None) -> None:
         if size is not None and size < 1:
             raise UserError(f"data.size must be at least 1, got {size}")
+        if size is not None and size > LARGEST:
+            raise UserError(f"data.size={size} is more than the {LARGEST} pixels that a side can have")
         self.sources = sources
         self.size = size
         width, height = (size, size) if size is not None else header_size(sources[0])
@@ -302,6 +306,7 @@ class Encoded:
     def decode_all(self) -> Tensor:
         """All images, uint8 (N, 3, H, W)."""
         n, (c, h, w) = len(self), self.shape
+        check_memory(n, self.shape)
         log.info("decoding %s images to %d x %d pixels", f"{n:,}", w, h)
         images = np.empty((n, c, h, w), dtype=np.uint8)
 
@@ -320,6 +325,18 @@ class Encoded:
         tiny = self.size is None and max(self.shape) <= 64
         for _ in (map if tiny else in_threads)(some, range(0, len(self), 64)):
             pass
+
+
+def check_memory(n: int, shape: tuple[int, int, int]) -> None:
+    """UserError if n images of (C, H, W) cannot lie in the memory of this machine as one uint8 array."""
+    needs = n * math.prod(shape)
+    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**40
+    if needs > has:
+        raise UserError(
+            f"{n:,} images of {'x'.join(map(str, shape))} take {needs / 2**30:,.0f} GiB, and this machine has "
+            f"{has / 2**30:,.0f}: take fewer (data.n_train, data.n_test), smaller ones (data.size), or decode files "
+            "when they are needed (data.in_memory=false)"
+        )
 
 
 def header_size(source: Path | Blob) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twoview.data.images import ImageSet, pixel_statistics
+from twoview.data.images import ImageSet, check_memory, pixel_statistics
 from twoview.errors import UserError
 from twoview.rng import Draw
 
@@ -129,8 +129,11 @@ def shapes(split: str, n_train: int = 10_000, n_test: int = 2_000, size: int = 3
             "data=shapes needs n_train and size of at least 1, n_test and seed of at least 0; "
             f"got n_train={n_train}, n_test={n_test}, size={size}, seed={seed}"
         )
+    if size > 2048:
+        raise UserError(f"data.size={size}: shapes are drawn up to 2048 pixels wide")
     if n == 0:
         return None
+    check_memory(max(n_train, n_test), (3, size, size))
     images, labels, factors = render(seed, split, n, size)
     mean, std = pixel_statistics(render(seed, "train", 1000, size)[0])  # whatever the split and its length
     return ImageSet("shapes", images, labels, tuple(shape.__name__ for shape in SHAPES), mean, std, factors)

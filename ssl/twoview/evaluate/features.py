@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +91,32 @@ def extract(
             "damaged. Use an earlier checkpoint, or train with a lower learning rate."
         )
     return h
+
+
+@contextmanager
+def spaces(encoder: nn.Module, projector: nn.Module | None) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+    """Lends a function from what the encoder takes (B, C, H, W) to float32 h (B, D), and z (B, P) if there is a
+    projector, by these names.
+
+    Inside, both networks are in eval mode and no autograd is recorded; afterwards every submodule is in the mode it
+    was in.
+    """
+    networks = [network for network in (encoder, projector) if network is not None]
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+
+    def features(images: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(images.device.type, enabled=False):
+            h = encoder(images.contiguous(memory_format=torch.channels_last))  # the fast one
+            return {"h": h.float()} | ({} if projector is None else {"z": projector(h).float()})
+
+    try:
+        for network in networks:
+            network.eval()
+        with torch.no_grad():
+            yield features
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def digest(module: nn.Module) -> str:

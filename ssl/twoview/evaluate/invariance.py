@@ -7,7 +7,6 @@ images give the same numbers, and an image takes the same turn at every level.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from twoview.augment.geometric import RandomResizedCrop
 from twoview.augment.noise import GaussianNoise, Sobel
 from twoview.augment.photometric import ColorJitter, GaussianBlur, Grayscale
 from twoview.augment.warp import RandomAffine, RandomRotation
+from twoview.evaluate.features import spaces
 from twoview.evaluate.linear import fit_linear
 from twoview.evaluate.quality import mean_similarity
 from twoview.rng import Draw
@@ -116,7 +116,7 @@ def profile(encoder: nn.Module, projector: nn.Module | None, images: Tensor, see
     n, suits = len(images), [name for name, t in TRANSFORMS.items() if images.shape[1] in t.channels or not t.channels]
     sums: dict[str, dict[str, list[float]]] = {name: {} for name in suits}
     originals: list[dict[str, Tensor]] = []
-    with _frozen(encoder, projector) as features:
+    with spaces(encoder, projector) as features:
         for index in torch.arange(n).split(BATCH):
             batch = _as_float(encoder, images[index])
             base = features(batch)
@@ -147,7 +147,7 @@ def decode(
     gray is the share of one of the answers there). Returns {question: {"h", "z": accuracy on `test`, "chance",
     "what"}}; colours are asked of images with three channels only.
     """
-    with _frozen(encoder, projector) as features:
+    with spaces(encoder, projector) as features:
         parts = []
         for images in (train, test):
             batches = [
@@ -155,13 +155,13 @@ def decode(
                 for index in torch.arange(len(images)).split(BATCH)
             ]
             parts.append(batches)
-    spaces = ["h"] if projector is None else ["h", "z"]
+    names = ["h"] if projector is None else ["h", "z"]
     result: dict[str, dict[str, Any]] = {}
     for question, (answers, what) in QUESTIONS.items():
         if not set(answers) <= parts[0][0].keys():
             continue
         result[question] = {}
-        for space in spaces:
+        for space in names:
             (x, y), (tx, ty) = (_answered(batches, answers, space) for batches in parts)
             result[question][space] = _accuracy(x, y, tx, ty, len(answers))
         result[question] |= {"chance": 1 / len(answers), "what": what}
@@ -259,24 +259,3 @@ def _r2(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor) -> float:
 def _as_float(encoder: nn.Module, images: Tensor) -> Tensor:
     home = next((p.device for p in encoder.parameters()), images.device)
     return images.to(home).float() / 255
-
-
-@contextmanager
-def _frozen(encoder: nn.Module, projector: nn.Module | None) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
-    """A function from float images to h, and z if there is a projector, as float32."""
-    networks = [network for network in (encoder, projector) if network is not None]
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-
-    def features(images: Tensor) -> dict[str, Tensor]:
-        with torch.autocast(images.device.type, enabled=False):
-            h = encoder(images.contiguous(memory_format=torch.channels_last))  # the fast one
-            return {"h": h.float()} | ({} if projector is None else {"z": projector(h).float()})
-
-    try:
-        for network in networks:
-            network.eval()
-        with torch.no_grad():
-            yield features
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -210,5 +210,5 @@ def _scipy() -> Any:
     try:
         import scipy
     except ImportError as error:
-        raise UserError("an ablation needs scipy: pip install 'twoview[ablate]'") from error
+        raise UserError("an ablation needs scipy: pip install 'twoview[report]'") from error
     return scipy

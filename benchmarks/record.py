@@ -1,0 +1,58 @@
+"""What the benchmarks share: a process of its own for each case, its memory, and the record that is written."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+
+def in_own_process(script: str, words: list[str]) -> dict[str, Any]:
+    """What `script` prints as its last line, JSON, when started with `words`; or why there is none."""
+    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
+    if done.returncode:
+        return {"skipped": (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]}
+    case: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return case
+
+
+def in_proc(process: int, file: str, word: str) -> int:
+    """Bytes in the lines of a file of /proc that begin with `word`, 0 where there is none."""
+    try:
+        lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(word))
+
+
+def resident() -> int:
+    """Bytes that this process holds."""
+    return in_proc(os.getpid(), "status", "VmRSS")
+
+
+def peak() -> int:
+    """Bytes that it held at most since the last `clear_peak`."""
+    return in_proc(os.getpid(), "status", "VmHWM")
+
+
+def clear_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def write(out: Path, result: dict[str, Any], began: float, versions: dict[str, str], console: Console) -> None:
+    """`result` with all that is needed to believe and to repeat it; `versions` beside those of twoview's own."""
+    from twoview import pretrain  # not needed in the processes of the cases
+
+    result = result | {
+        "seconds": round(time.perf_counter() - began, 1),
+        "machine": pretrain.machine(),
+        "versions": pretrain.versions() | versions,
+        "commit": pretrain.commit(),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    console.print(f"written to {out}")

@@ -1,0 +1,205 @@
+"""A study in words: its answer in a few sentences, what must be known before believing it, and its tables."""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from twoview.ablate.compare import Difference, Interval
+from twoview.ablate.results import Study
+from twoview.page import Cell
+
+NONE = "–"
+HEADLINES = {"linear.top1": "linear probe", "knn.top1": "kNN"}
+MARKS = {"better": "good", "worse": "bad"}
+TABLE_NOTE = (
+    "Intervals hold 95 %. Differences are paired by seed. p is corrected for the number of arms compared and decides "
+    "the verdict (below 0.05). Detectable: the smallest true difference that such a study finds in 80 of 100 cases."
+)
+
+Table = tuple[list[str | Cell], list[list[Cell]], str]  # header, rows, alignment
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    return NONE if share is None else f"{share * 100:.{digits}f}".replace("-", "−")
+
+
+def in_points(x: float) -> str:
+    """A difference of shares in points, with its sign."""
+    return f"{x * 100:+.1f}".replace("-", "−") if round(x, 3) else "0.0"
+
+
+def between(spread: Interval | Difference | None, text: Callable[[float], str]) -> str:
+    """`[low, high]`, or nothing where the limits are not known."""
+    if spread is None or spread.low is None or spread.high is None:
+        return ""
+    return f"[{text(spread.low)}, {text(spread.high)}]"
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    shown = [*names[:most], f"{len(names) - most} more"] if len(names) > most else list(names)
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes // 60} h {minutes % 60} min".removeprefix("0 h ")
+
+
+def best(study: Study) -> str:
+    return max(study.means, key=lambda arm: study.means[arm])
+
+
+def headline(study: Study) -> list[str]:
+    """The answer: the first sentence says it, the others how sure it is."""
+    first, home = best(study), study.reference
+    reached = f"{percent(study.means[first])} % {between(study.intervals[first], percent)}".strip()
+    reached += f" in the {HEADLINES[study.headline]}" if study.headline == "linear.top1" else " by kNN"
+    if len(study.means) == 1:
+        return [f"Only one arm has finished: {first} reaches {reached}."]
+    answer = f"{first}{', the reference,' if first == home else ''} is the best of {len(study.means)} arms: {reached}"
+    difference = study.differences.get(first)
+    if difference and difference.verdict in MARKS:
+        answer += f", better than the reference, {home}, by {_by(difference)} points"
+    elif difference and difference.p is not None:
+        answer += f", but within the noise of the seeds of the reference, {home}"
+    told = [answer + "."]
+    for verdict in MARKS:
+        arms = [arm for arm, d in study.differences.items() if d.verdict == verdict and arm != first]
+        arms.sort(key=lambda arm: -abs(study.differences[arm].mean or 0.0))
+        if arms:
+            shown = [f"{arm} by {_by(study.differences[arm])}" for arm in arms]
+            told.append(f"{verdict.capitalize()} than the reference, in points: {listed(shown, 4)}.")
+    quiet = [arm for arm, d in study.differences.items() if d.p is not None and d.verdict not in MARKS]
+    if quiet and quiet != [first]:
+        told.append(f"Within the noise of the seeds: {listed(quiet, 6)}.")
+    return told
+
+
+def _by(difference: Difference) -> str:
+    """How much better or worse: `6.1 [5.0, 7.2]`."""
+    low, mean, high = difference.low or 0.0, difference.mean or 0.0, difference.high or 0.0
+    if mean < 0:
+        low, mean, high = -high, -mean, -low
+    return f"{percent(mean)} [{percent(low)}, {percent(high)}]"
+
+
+def caveats(study: Study) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    told = []
+    if study.missing or study.failed:
+        text = f"Incomplete: {len(study.finished)} of {len(study.planned)} runs have finished."
+        if study.missing:
+            text += f" Not run yet: {listed([f'{arm} (seed {seed})' for arm, seed in study.missing])}."
+        if study.failed:
+            text += f" Failed: {listed([f'{run.arm} (seed {run.seed})' for run in study.failed])}; see below."
+        told.append(text)
+    if len(study.settings["seeds"]) == 1:
+        told.append(
+            "One seed: no interval can be given, and no difference can be told from the noise of the seeds. "
+            "Run the study with three seeds or more."
+        )
+    if study.reference not in study.means:
+        told.append(f"The reference, {study.reference}, has no finished run: nothing can be compared with it yet.")
+    return told
+
+
+def arms_table(study: Study) -> Table:
+    """Every arm with its accuracy, its difference to the reference and the verdict."""
+    first, second = "linear probe, %", "kNN, %"
+    other = "knn.top1"
+    if study.headline == "knn.top1":
+        first, second, other = "kNN, %", "linear probe, %", "linear.top1"
+    header: list[str | Cell] = [
+        "arm",
+        Cell(first, "mean [95 %]"),
+        Cell("difference", "points [95 %]"),
+        "verdict",
+        Cell("p", "corrected"),
+        Cell("detectable", "points"),
+        second,
+        "seeds",
+    ]
+    rows = []
+    for arm in study.settings["arms"]:
+        if arm not in study.means:
+            why = "failed" if any(run.arm == arm for run in study.failed) else "not run"
+            cells = [arm, NONE, NONE, why, NONE, NONE, NONE, "0"]
+            rows.append([Cell(text, mark="pale") for text in cells])
+            continue
+        spread, found = study.intervals[arm], study.differences.get(arm)
+        score = Cell(percent(study.means[arm]), between(spread, percent), "best" if arm == best(study) else "")
+        tail = [Cell(percent(study.mean(arm, other))), Cell(str(spread.n))]
+        if found is None:
+            verdict = Cell("the reference" if arm == study.reference else NONE, mark="pale")
+            rows.append([Cell(arm), score, Cell(NONE, mark="pale"), verdict, *[Cell(NONE, mark="pale")] * 2, *tail])
+        else:
+            difference = Cell(in_points(found.mean or 0.0), between(found, in_points))
+            numbers = [Cell(_p(found.p_corrected)), Cell(percent(found.detectable))]
+            rows.append([Cell(arm), score, difference, _verdict(found), *numbers, *tail])
+    return header, rows, "lrrlrrrr"
+
+
+def _verdict(difference: Difference) -> Cell:
+    text, _, note = difference.verdict.partition(": ")
+    if not note and " of " in text:
+        text, _, note = text.partition(" of ")
+        note = f"of {note}"
+    return Cell(text, note, MARKS.get(difference.verdict, ""))
+
+
+def _p(p: float | None) -> str:
+    return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def decode_table(study: Study) -> Table | None:
+    """Which transform was applied, as a linear probe reads it from h and from z."""
+    questions = study.names("decode")
+    if not questions:
+        return None
+    header: list[str | Cell] = ["arm"]
+    for name in questions:
+        header += [Cell(f"{name}, h", f"chance {percent(study.fact('decode', name).get('chance'), 0)}"), Cell("z")]
+    rows = []
+    for arm in study.arms:
+        found = [(space, study.mean(arm, f"decode.{name}.{space}")) for name in questions for space in "hz"]
+        rows.append([Cell(arm), *(Cell(percent(x), mark="pale" if space == "z" else "") for space, x in found)])
+    return header, rows, "l" + "rr" * len(questions)
+
+
+def environment(study: Study) -> list[tuple[str, str]]:
+    """Machine, versions and commit; several where the runs differ."""
+
+    def told(facts: Any) -> str:
+        if not isinstance(facts, Mapping):
+            return str(facts)
+        known = {key: x for key, x in facts.items() if x not in (None, [], "")}
+        return ", ".join(f"{str(key).replace('_', ' ')} {_plain(x)}" for key, x in known.items())
+
+    found = []
+    for what in ("machine", "versions", "commit"):
+        different = dict.fromkeys(told(run.facts[what]) for run in study.finished if run.facts.get(what))
+        if different:
+            found.append((what, "; or: ".join(different)))
+    return found
+
+
+def _plain(x: Any) -> str:
+    return ", ".join(map(str, x)) if isinstance(x, list) else str(x)
+
+
+def commands(study: Study, arm: str) -> list[str]:
+    """One line per seed that has been begun."""
+    lines = []
+    for key in study.planned:
+        if key[0] == arm and (run := study.runs.get(key)):
+            words = ["python", "train.py", *map(str, run.facts.get("words") or [])]
+            lines.append(str(run.facts.get("command") or shlex.join(words)))
+    return lines
+
+
+def error(facts: Mapping[str, Any]) -> str:
+    """Why a run failed, on one line."""
+    text = " ".join(str(facts.get("error") or "unknown").split())
+    return text if len(text) <= 400 else text[:399] + "…"

@@ -1,0 +1,143 @@
+"""What the features look like: neighbours of test images, a map in two dimensions, and TensorBoard's projector."""
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from twoview.card.parts import Encoder, Judged
+from twoview.data.images import ImageSet
+from twoview.rng import permutation
+
+log = logging.getLogger(__name__)
+
+QUERIES, NEIGHBOURS = 10, 5
+PERPLEXITY = 30.0  # of t-SNE: its usual one
+SPRITES = 8192  # pixels of the side of TensorBoard's sheet of images, at most
+LARGEST_SPRITE = 64
+
+
+class Shown(NamedTuple):
+    """A test image with its nearest training images for each encoder: pixels uint8 (C, H, W), and whether the class of
+    a neighbour is that of the query (None without labels).
+    """
+
+    query: Tensor
+    name: str
+    neighbours: dict[str, list[tuple[Tensor, bool | None]]]
+
+
+def sheet(judged: Judged) -> list[Shown]:
+    """One test image of each class, of ten classes at most, or ten images where there are no labels."""
+    shown = []
+    for i in _queries(judged.test, judged.config["seed"]):
+        label = None if judged.test.labels is None else int(judged.test.labels[i])
+        beside = {}
+        for name, encoder in judged.encoders.items():
+            assert encoder.neighbours is not None
+            index = encoder.neighbours.rows[i, :NEIGHBOURS].cpu()
+            labels = [None] * len(index) if judged.train.labels is None else judged.train.labels.cpu()[index].tolist()
+            right = [None if label is None or near is None else near == label for near in labels]
+            beside[name] = list(zip(judged.train.fetch(index).cpu(), right, strict=True))
+        title = "" if label is None else judged.test.classes[label]
+        shown.append(Shown(judged.test.fetch(torch.tensor([i]))[0].cpu(), title, beside))
+    return shown
+
+
+def _queries(test: ImageSet, seed: int) -> list[int]:
+    order = permutation(len(test), seed, 0, "queries")
+    if test.labels is None:
+        return order[:QUERIES].tolist()
+    firsts: dict[int, int] = {}
+    for i in order.tolist():
+        firsts.setdefault(int(test.labels[i]), i)
+    classes = sorted(firsts)
+    chosen = [classes[round(j * (len(classes) - 1) / max(1, QUERIES - 1))] for j in range(min(QUERIES, len(classes)))]
+    return [firsts[c] for c in sorted(set(chosen))]
+
+
+class Map(NamedTuple):
+    """Points (M, 2) of test images, by the method that found them."""
+
+    method: str
+    points: Tensor
+    labels: Tensor | None
+    note: str
+
+
+def maps(judged: Judged) -> dict[str, list[Map]]:
+    """For each encoder the principal components of its unit features, and t-SNE where scikit-learn is installed."""
+    index = judged.some(judged.config["map_images"], "map")
+    labels = None if judged.test.labels is None else judged.test.labels.cpu()[index]
+    found: dict[str, list[Map]] = {}
+    for name, encoder in judged.encoders.items():
+        x = F.normalize(encoder.test[index.to(encoder.test.device)].double().cpu(), dim=1)
+        points, share = principal(x, 50)
+        told = f"{share[:2].sum():.0%} of the variance"
+        found[name] = [Map("principal components", points[:, :2], labels, told)]
+        if (further := _neighbour_map(points, judged.config["seed"])) is not None:
+            found[name].append(Map(*further, labels, "distances between groups mean little"))
+    return found
+
+
+def principal(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The first principal components (M, count) of rows (M, D), and all components' shares of the variance. Of the two
+    signs of a component the one is taken in which its largest coordinate is positive.
+    """
+    centred = x - x.mean(0)
+    _, values, axes = torch.linalg.svd(centred, full_matrices=False)
+    largest = axes.abs().argmax(1, keepdim=True)
+    axes = axes * axes.gather(1, largest).sign()
+    points = centred @ axes[:count].T  # (M, count)
+    points = F.pad(points, (0, max(0, 2 - points.shape[1])))
+    variance = values.square()
+    return points, variance / variance.sum().clamp_min(1e-300)
+
+
+def _neighbour_map(points: Tensor, seed: int) -> tuple[str, Tensor] | None:
+    """t-SNE (van der Maaten & Hinton, JMLR 2008), where scikit-learn is installed."""
+    if len(points) < 10:
+        return None
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        return None
+    perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
+    spread = float(points[:, 0].std())
+    if spread == 0:  # one and the same point
+        return None
+    placed = TSNE(
+        perplexity=perplexity, init=(points[:, :2] / spread * 1e-4).float().numpy(), random_state=seed
+    ).fit_transform(points.float().numpy())
+    return "t-SNE", torch.as_tensor(placed).double()
+
+
+def projector(judged: Judged, encoder: Encoder, folder: Path) -> None:
+    """Features of test images with their classes and pictures, for `tensorboard --logdir <folder>`."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    index = judged.some(judged.config["map_images"], "map")
+    images = judged.test.fetch(index).cpu().float() / 255
+    side = min(LARGEST_SPRITE, SPRITES // math.ceil(math.sqrt(len(index))))
+    if max(images.shape[-2:]) > side:
+        size = [max(1, round(n * side / max(images.shape[-2:]))) for n in images.shape[-2:]]
+        images = F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    labels = judged.test.labels
+    names: Sequence[str] | None = None
+    if labels is not None:
+        names = [" ".join(judged.test.classes[c].split()) or "-" for c in labels.cpu()[index].tolist()]
+    writer = SummaryWriter(str(folder))
+    quiet = logging.getLogger("tensorboard")
+    level = quiet.level
+    try:
+        quiet.setLevel(logging.ERROR)
+        writer.add_embedding(encoder.test.cpu()[index], metadata=names, label_img=images, tag="h")
+    finally:
+        writer.close()
+        quiet.setLevel(level)

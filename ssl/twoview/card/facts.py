@@ -1,0 +1,106 @@
+"""What stands in a card besides measurements: what was judged, with what, and what to know before believing it."""
+
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from twoview.artifact import checkpoint_file
+from twoview.card import parts
+from twoview.card.parts import OTHER, RUN, UNTRAINED, Judged
+from twoview.command import overrides
+from twoview.evaluate.score import fingerprint
+from twoview.pretrain import commit, machine, versions
+from twoview.probe import Subject
+
+SETTINGS = (  # on which the numbers depend
+    *("strengths", "holdout", "seed", "k", "temperature", "fractions", "label_seeds"),
+    *("corruption_images", "quality_images", "invariance_images", "map_images"),
+)
+
+
+def unlabelled(own: Subject) -> str:
+    """Why nothing that needs labels can be said, or nothing."""
+    for images, split in ((own.train, "train"), (own.test, "test")):
+        if images.labels is None:
+            return f"{images.name} has no labels in its {split} split"
+    return ""
+
+
+def about(config: Mapping[str, Any], own: Subject) -> dict[str, Any]:
+    """The run, the data, the settings and the machine."""
+    run: dict[str, Any] = own.encoder.config  # type: ignore[assignment]
+    seen = getattr(own.encoder, "image_shape", None)
+    settings = {key: config[key] for key in SETTINGS}
+    encoders = {RUN: _encoder(config["ckpt"]), UNTRAINED: {"seed": run.get("seed")}}
+    if config["against"]:
+        encoders[OTHER] = _encoder(config["against"])
+    return {
+        "name": str(run.get("name", "run")),
+        "method": str(run.get("model", {}).get("_target_", "")).rpartition(".")[2],
+        "network": str(run["encoder"].get("_target_", "")).rpartition(".")[2],
+        "dim": own.encoder.dim,
+        "parameters": sum(p.numel() for p in own.encoder.parameters()),
+        "data": own.train.name,
+        "classes": list(own.train.classes),
+        "image_shape": list(own.train.shape),
+        "trained_on_shape": None if seen is None else list(seen),
+        "train_size": len(own.train),
+        "test_size": len(own.test),
+        "test_counts": None
+        if own.test.labels is None
+        else own.test.labels.bincount(minlength=len(own.test.classes)).tolist(),
+        "epochs": run.get("epochs"),
+        "encoder_of": config["encoder_of"],
+        "encoders": encoders,
+        "settings": settings,
+        "settings_hash": fingerprint(settings),
+        "command": shlex.join(["python", "scripts/evaluate.py", *overrides()]),
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+        "made": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def _encoder(ckpt: str) -> dict[str, Any]:
+    file = checkpoint_file(ckpt)
+    return {"checkpoint": str(ckpt), "checkpoint_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+def caveats(judged: Judged, own: Subject, missing: Mapping[str, str]) -> list[str]:
+    """What a reader must know before believing the rest."""
+    found = []
+    seen = getattr(own.encoder, "image_shape", None)
+    if seen and list(seen) != list(own.train.shape):
+        sizes = [f"{h} x {w}" for _, h, w in (seen, own.train.shape)]
+        found.append(f"The encoder was trained on images of {sizes[0]} pixels and is judged on {sizes[1]}.")
+    names = {RUN: "the encoder", UNTRAINED: "the untrained encoder", OTHER: "the other run's encoder"}
+    same = [names[name] for name in parts.collapsed(judged.encoders)]
+    found += [f"All training images have the same features: {name} tells nothing apart." for name in same]
+    reason = unlabelled(own)
+    if reason:
+        found.append(f"{reason[:1].upper()}{reason[1:]}: what needs labels is left out.")
+    elif judged.test.labels is not None:
+        there = judged.test.labels.bincount(minlength=judged.classes)
+        if len(judged.test) < judged.classes:
+            found.append(f"{len(judged.test)} test images for {judged.classes} classes: the intervals are wide.")
+        elif bool((there == 0).any()):
+            found.append(f"{int((there == 0).sum())} of {judged.classes} classes have no test image, and no accuracy.")
+    quiet = ("curves", "doctor")  # the page says so where they would stand
+    left_out = {name: why for name, why in missing.items() if why != reason and name not in quiet}
+    return found + [f"{name.replace('_', ' ').capitalize()}: {why}" for name, why in left_out.items()]
+
+
+def finite(node: Any) -> Any:
+    """Plain containers without NaN and infinities, which JSON does not have."""
+    if isinstance(node, Mapping):
+        return {str(key): finite(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [finite(value) for value in node]
+    if isinstance(node, float) and not math.isfinite(node):
+        return None
+    return json.loads(json.dumps(node)) if not isinstance(node, str | int | float | bool | type(None)) else node

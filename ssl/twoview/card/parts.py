@@ -1,0 +1,268 @@
+"""The parts of an evaluation card: each measures one thing on every encoder, from features that are stored once.
+
+What a part returns goes into `card.json` as it is: plain containers, the encoders by their names.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twoview.ablate.compare import mean_interval
+from twoview.checkpoint import instantiate_own
+from twoview.data.images import ImageSet, stratified_split
+from twoview.errors import UserError
+from twoview.evaluate import invariance
+from twoview.evaluate.calibration import reliability
+from twoview.evaluate.corruptions import CORRUPTIONS, SEVERITIES, corrupt, suited
+from twoview.evaluate.features import ImageEncoder, extract, spaces
+from twoview.evaluate.linear import ConvexResult, probe, wilson
+from twoview.evaluate.neighbours import Neighbours, nearest, vote
+from twoview.evaluate.paired import paired
+from twoview.evaluate.quality import quality
+from twoview.rng import permutation
+
+RUN, UNTRAINED, OTHER = "run", "untrained", "other"  # names of the encoders
+KNN = (200, 0.1)  # k and temperature of the score that stands for the grid, fixed before any test image is seen
+BATCH = 250  # images that are encoded at once
+FRESH = 10**6  # an epoch that no run has seen: its views are new
+
+
+@dataclass
+class Encoder:
+    """One of the encoders of a card, with its features (N, D) of both splits."""
+
+    network: ImageEncoder
+    projector: nn.Module | None
+    train: Tensor
+    test: Tensor
+    head: ConvexResult | None = None  # its linear probe, once that is fitted
+    neighbours: Neighbours | None = None  # of the test images among the training images
+
+
+@dataclass
+class Judged:
+    """What the parts read: images, encoders, settings. `right` collects which test images are classified rightly."""
+
+    train: ImageSet
+    test: ImageSet
+    encoders: dict[str, Encoder]
+    config: Mapping[str, Any]
+    device: torch.device
+    right: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # {score: {encoder: bool (M,)}}
+
+    @property
+    def classes(self) -> int:
+        return len(self.train.classes)
+
+    @property
+    def labels(self) -> Tensor:
+        assert self.train.labels is not None
+        return self.train.labels.to(self.device)
+
+    @property
+    def answers(self) -> Tensor:
+        assert self.test.labels is not None
+        return self.test.labels.to(self.device)
+
+    def some(self, count: int, stream: str) -> Tensor:
+        """Numbers of `count` test images, in order: the same ones for every encoder and run."""
+        drawn = permutation(len(self.test), self.config["seed"], 0, stream)[:count]
+        return drawn.sort().values
+
+    def fit(self, encoder: Encoder, rows: Tensor | None = None, seed: int | None = None) -> ConvexResult:
+        """The convex probe on all training images or on some."""
+        x, y = (encoder.train, self.labels) if rows is None else (encoder.train[rows], self.labels[rows])
+        seed = self.config["seed"] if seed is None else seed
+        return probe(
+            x, y, encoder.test, self.answers, self.classes, self.config["strengths"], self.config["holdout"], seed
+        )
+
+
+def linear(judged: Judged) -> dict[str, Any]:
+    """The probe of each encoder, with ridge regression beside it and how well its probabilities are calibrated."""
+    found, right = {}, {}
+    for name, encoder in judged.encoders.items():
+        encoder.head = judged.fit(encoder)
+        logits = encoder.head.head.logits(encoder.test)
+        right[name] = (logits.argmax(1) == judged.answers).cpu()
+        found[name] = encoder.head.to_json() | {"reliability": reliability(logits.softmax(1), judged.answers)}
+    judged.right["linear"] = right
+    return found
+
+
+def neighbours(judged: Judged) -> dict[str, Any]:
+    """Nearest neighbours among the training images, from which kNN and the sheet are made. No labels are needed."""
+    most = max(KNN[0], *judged.config["k"])
+    for encoder in judged.encoders.values():
+        encoder.neighbours = nearest(encoder.train, encoder.test, most)
+    return {}
+
+
+def knn(judged: Judged) -> dict[str, Any]:
+    """Accuracy for every k and temperature; `top1` is that of the fixed setting, which the grid may lack."""
+    k, temperature = judged.config["k"], judged.config["temperature"]
+    found: dict[str, Any] = {"k": k, "temperature": temperature, "fixed": list(KNN)}
+    judged.right["knn"] = {}
+
+    def right(encoder: Encoder, k: int, t: float) -> Tensor:
+        assert encoder.neighbours is not None
+        return vote(encoder.neighbours, judged.labels, k, t, judged.classes).argmax(1) == judged.answers
+
+    for name, encoder in judged.encoders.items():
+        grid = [[float(right(encoder, n, t).float().mean()) for t in temperature] for n in k]
+        hits = right(encoder, *KNN).cpu()
+        judged.right["knn"][name] = hits
+        interval = wilson(int(hits.sum()), len(hits))
+        found[name] = {"top1": float(hits.float().mean()), "interval": list(interval), "grid": grid}
+    return found
+
+
+def few_labels(judged: Judged) -> dict[str, Any]:
+    """The probe on a share of the labels, the same images for every encoder; the interval is over their choice."""
+    found: dict[str, Any] = {"seeds": judged.config["label_seeds"], "fractions": []}
+    for fraction in sorted(judged.config["fractions"]):
+        entry: dict[str, Any] = {"fraction": fraction}
+        try:
+            values = _values(judged, fraction, entry)
+        except UserError as error:
+            entry["missing"] = str(error)
+            values = {}
+        for name, v in values.items():
+            mean, own = mean_interval(v), values[RUN]
+            entry[name] = {"values": v, "mean": mean.mean, "interval": _limits(mean)}
+            if name != RUN:
+                gap = mean_interval([a - b for a, b in zip(own, v, strict=True)])
+                entry[name]["difference"] = {"mean": gap.mean, "interval": _limits(gap)}
+        found["fractions"].append(entry)
+    return found
+
+
+def _values(judged: Judged, fraction: float, entry: dict[str, Any]) -> dict[str, list[float]]:
+    if fraction == 1:
+        entry["images"] = len(judged.train)
+        return {name: [e.head.top1] for name, e in judged.encoders.items() if e.head is not None}
+    values: dict[str, list[float]] = {name: [] for name in judged.encoders}
+    for seed in range(judged.config["label_seeds"]):
+        _, rows = stratified_split(judged.labels, fraction, seed)
+        entry["images"] = len(rows)
+        for name, encoder in judged.encoders.items():
+            values[name].append(judged.fit(encoder, rows.to(judged.device), seed).top1)
+    return values
+
+
+def _limits(interval: Any) -> list[float] | None:
+    return None if interval.low is None else [interval.low, interval.high]
+
+
+def robustness(judged: Judged) -> dict[str, Any]:
+    """Accuracy of the probe's classifier, fitted on images as they are, on corrupted test images."""
+    index = judged.some(judged.config["corruption_images"], "corrupted")
+    images, answers = judged.test.fetch(index), judged.answers.cpu()[index]
+    names = suited(images.shape[1])
+    found: dict[str, Any] = {"images": len(index), "severities": list(SEVERITIES)}
+    found["groups"] = {name: CORRUPTIONS[name].group for name in names}
+    right = {encoder: torch.zeros(len(names), len(SEVERITIES), len(index)) for encoder in judged.encoders}
+    for i, name in enumerate(names):
+        for j, severity in enumerate(SEVERITIES):
+            corrupted = corrupt(images, name, severity, index, judged.config["seed"])
+            for encoder, hits in right.items():
+                hits[i, j] = _classify(judged.encoders[encoder], corrupted, judged.device) == answers
+    for encoder, hits in right.items():
+        clean = _classify(judged.encoders[encoder], images, judged.device) == answers
+        means = hits.mean((0, 1))  # (n,): the share of its corruptions in which an image is classified rightly
+        spread = mean_interval(means.double().numpy())
+        found[encoder] = {
+            "clean": float(clean.float().mean()),
+            "mean": spread.mean,
+            "interval": _limits(spread),
+            "accuracy": {name: hits[i].mean(1).tolist() for i, name in enumerate(names)},
+        }
+        if encoder != RUN:
+            gap = mean_interval((right[RUN] - hits).mean((0, 1)).double().numpy())
+            found[encoder]["difference"] = {"mean": gap.mean, "interval": _limits(gap)}
+    return found
+
+
+def _classify(encoder: Encoder, images: Tensor, device: torch.device) -> Tensor:
+    """Predicted classes (B,), on the CPU, of uint8 images."""
+    assert encoder.head is not None
+    with spaces(encoder.network, None) as features:
+        h = torch.cat([features(part.to(device).float() / 255)["h"] for part in images.split(BATCH)])
+    return encoder.head.head.logits(h).argmax(1).cpu()
+
+
+def pairs(judged: Judged) -> dict[str, Any]:
+    """Quality of h and z on positives that the run's own policy makes of test images."""
+    network = judged.encoders[RUN].network
+    run: dict[str, Any] = network.config  # type: ignore[assignment]
+    if not isinstance(run.get("augment"), dict):
+        raise UserError("the checkpoint does not say by which policy the positives were made")
+    index = judged.some(judged.config["quality_images"], "positives")
+    views = instantiate_own(
+        run["augment"] | {"mix": None}, mean=network.mean.tolist(), std=network.std.tolist(), seed=run.get("seed", 0)
+    ).to(judged.device)
+    parts: dict[str, list[list[dict[str, Tensor]]]] = {name: [[], []] for name in judged.encoders}
+    for some in index.split(BATCH):
+        images = judged.test.fetch(some).to(judged.device)
+        two = views(images, some.to(judged.device), epoch=FRESH)[:2]
+        for name, encoder in judged.encoders.items():
+            own = encoder.network
+            for side, view in enumerate(two):
+                plain = view * views.std + views.mean  # each encoder normalises by its own statistics
+                with spaces(own, encoder.projector) as features:
+                    parts[name][side].append(features(plain))
+    found: dict[str, Any] = {"images": len(index)}
+    for name, (first, second) in parts.items():
+        joined = [{space: torch.cat([part[space] for part in side]) for space in side[0]} for side in (first, second)]
+        found[name] = {space: quality(joined[0][space], joined[1][space]) for space in joined[0]}
+    return found
+
+
+def ignored(judged: Judged) -> dict[str, Any]:
+    """Invariance profiles of each encoder."""
+    images = judged.test.fetch(judged.some(judged.config["invariance_images"], "transformed"))
+    found: dict[str, Any] = {"images": len(images)}
+    for name, encoder in judged.encoders.items():
+        found[name] = invariance.profile(encoder.network, encoder.projector, images, judged.config["seed"])
+    return found
+
+
+def transfer(judged: Judged, elsewhere: Mapping[str, tuple[ImageSet, ImageSet]]) -> dict[str, Any]:
+    """Linear probe and kNN on other data: training and test images by the name of the set."""
+    found = {}
+    for name, (train, test) in elsewhere.items():
+        other = Judged(train, test, {}, judged.config, judged.device)
+        for which, encoder in judged.encoders.items():
+            x, y = (extract(encoder.network, images, device=judged.device) for images in (train, test))
+            other.encoders[which] = Encoder(encoder.network, None, x.to(judged.device), y.to(judged.device))
+        scores: dict[str, Any] = {"classes": other.classes, "train": len(train), "test": len(test)}
+        scores["linear"] = {
+            which: {key: r[key] for key in ("top1", "interval", "ece", "l2", "ridge")}
+            for which, r in linear(other).items()
+        }
+        neighbours(other)
+        scores["knn"] = {which: r for which, r in knn(other).items() if which in other.encoders}
+        scores["paired"] = differences(other.right)
+        found[name] = scores
+    return found
+
+
+def differences(right: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """The run against every other encoder on the same images, for each score (`twoview.evaluate.paired`)."""
+    return {
+        score: {name: asdict(paired(hits[RUN], other)) for name, other in hits.items() if name != RUN}
+        for score, hits in right.items()
+    }
+
+
+def collapsed(encoders: Mapping[str, Encoder]) -> Sequence[str]:
+    """The encoders that give every training image the same features, up to rounding."""
+    return [
+        name
+        for name, e in encoders.items()
+        if float((e.train - e.train[:1]).abs().amax()) <= 1e-5 * max(float(e.train.abs().amax()), math.ulp(1.0))
+    ]

@@ -1,0 +1,188 @@
+"""The card as files: `card.html` for a person, `card.json` for a program, and a PNG of each picture."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twoview.ablate.words import in_points, percent
+from twoview.card import figures, pictures, scores
+from twoview.card.figures import NAMES, among
+from twoview.card.parts import OTHER, RUN, UNTRAINED
+from twoview.card.provenance import provenance
+from twoview.card.tables import NONE, Card, Facts, Row, gap_span, missing, p_words, share_words, span
+from twoview.page import Cell, Page, Section, render, save
+
+QUALITY = {  # rows of the table: words, digits
+    "alignment": ("alignment of positives", 3),
+    "uniformity": ("uniformity", 2),
+    "positive_similarity": ("mean cosine of positives", 3),
+    "negative_similarity": ("mean cosine of different images", 3),
+    "contrastive_accuracy": ("contrastive accuracy", 3),
+    "rankme": ("RankMe", 1),
+    "effective_rank": ("effective rank", 1),
+    "participation_ratio": ("participation ratio", 1),
+    "feature_std_relative": ("std of a dimension × √D", 2),
+    "feature_correlation": ("mean |correlation| of dimensions", 3),
+    "dim": ("dimensions D", 0),
+}
+FOOT = (
+    "Intervals hold 95 %. Every number of an untrained encoder is that of the same network with the weights "
+    "that the run started from."
+)
+QUALITY_NOTE = (
+    "Alignment: mean squared distance of positives on the unit sphere; uniformity: −4 + 8/D where features cover it "
+    "(Wang & Isola 2020). Ranks: how many dimensions carry the variance, of D. Contrastive accuracy: how often the "
+    "other view is the nearest of all."
+)
+
+
+def write(folder: Path, facts: Facts, drawn: Mapping[str, Any]) -> None:
+    """Writes `card.json`, `card.html` and the pictures into the folder."""
+    card = Card(facts, drawn)
+    page = compose(card)
+    save(folder / "card.json", json.dumps(facts, indent=1) + "\n")
+    for name, draw in card.drawings.items():
+        save(folder / f"{name}.png", render(draw))
+    save(folder / "card.html", page.html())
+
+
+def compose(card: Card) -> Page:
+    facts = card.facts
+    size = " x ".join(map(str, facts["image_shape"][1:]))
+    about = f"{facts['method']}, {facts['network']} ({facts['dim']} features), on {facts['data']} of {size} pixels"
+    page = Page(f"Evaluation card: {facts['name']}", f"{about} · {facts['made'][:10]}", FOOT)
+    _head(card, page)
+    scores.accuracy(card, page.section("Accuracy"))
+    if "few_labels" in facts:
+        scores.few_labels(card, page.section("With few labels"))
+    if facts.get("transfer"):
+        scores.transfer(card, page.section("On other data"))
+    if "robustness" in facts:
+        scores.robustness(card, page.section("On corrupted images"))
+    if "linear" in facts:
+        scores.calibration(card, page.section("Calibration"))
+        scores.classes(card, page.section("Class by class"))
+    if "neighbours" in card.drawn:
+        _neighbours(card, page.section("Nearest neighbours"))
+    if "maps" in card.drawn:
+        _maps(card, page.section("Map of the features"))
+    if {"quality", "invariance"} & facts.keys():
+        _representation(card, page.section("The representation itself"))
+    _training(card, page.section("Training"))
+    provenance(page.section("Where these numbers come from"), facts)
+    return page
+
+
+def _head(card: Card, page: Page) -> None:
+    facts = card.facts
+    if "linear" in facts:
+        own, fresh = facts["linear"][RUN], facts["linear"][UNTRAINED]
+        page.lead(
+            f"A linear classifier on the frozen features gets {percent(own['top1'])} % "
+            f"{span(own['interval'])} of {own['test_size']:,} test images right; on an untrained encoder "
+            f"{percent(fresh['top1'])} %."
+        )
+        if OTHER in facts["linear"]:
+            page.paragraph(_verdict(card))
+    else:
+        page.lead(f"No accuracy can be given: {facts['missing']['linear'].rstrip('.')}.")
+    for caveat in facts["caveats"]:
+        page.notice(caveat)
+    if numbers := _numbers(card):
+        page.numbers(numbers)
+
+
+def _verdict(card: Card) -> str:
+    gap = card.facts["paired"]["linear"][OTHER]
+    points = f"{in_points(abs(gap['difference'])).lstrip('+')} points {gap_span(gap['interval'])}"
+    told = f"{gap['only_first']:,} test images only this run gets right, {gap['only_second']:,} only the other one"
+    if gap["p"] >= 0.05:
+        return f"The other run is not told apart from it: {points}; {told} (McNemar, p = {gap['p']:.2g})."
+    word = "better" if gap["difference"] > 0 else "worse"
+    return f"It is {word} than the other run by {points}: {told} (McNemar, {p_words(gap['p'])})."
+
+
+def _numbers(card: Card) -> list[tuple[str, str]]:
+    facts, found = card.facts, []
+
+    def add(share: float, label: str, fresh: float) -> None:
+        found.append((f"{percent(share)} %", f"{label} (untrained {percent(fresh)} %)"))
+
+    if "linear" in facts:
+        add(facts["linear"][RUN]["top1"], "linear probe", facts["linear"][UNTRAINED]["top1"])
+    if "knn" in facts:
+        add(facts["knn"][RUN]["top1"], f"kNN, k = {facts['knn']['fixed'][0]}", facts["knn"][UNTRAINED]["top1"])
+    if "few_labels" in facts:
+        first = next((e for e in facts["few_labels"]["fractions"] if RUN in e and e["fraction"] < 1), None)
+        if first:
+            add(first[RUN]["mean"], f"with {share_words(first['fraction'])} of the labels", first[UNTRAINED]["mean"])
+    if "robustness" in facts:
+        add(facts["robustness"][RUN]["mean"], "on corrupted images", facts["robustness"][UNTRAINED]["mean"])
+    return found
+
+
+def _neighbours(card: Card, section: Section) -> None:
+    shown = card.drawn["neighbours"]
+    marked = bool(card.facts["classes"]) and "linear" in card.facts
+    text = "Left: test images, the first of each class in a fixed random order. Right of each: the training images "
+    text += "whose features have the highest cosine with its own, the nearest first."
+    if marked:
+        text += " Solid blue frame: of the same class; dashed orange: of another."
+        parts = [
+            f"{pictures.right_share(shown, name)} for {NAMES[name]}" for name in NAMES if name in shown[0].neighbours
+        ]
+        section.paragraph(f"Neighbours of the same class: {', '.join(parts)}.")
+    card.figure(section, "neighbours", pictures.neighbours(shown), "Test images with their nearest neighbours", text)
+
+
+def _maps(card: Card, section: Section) -> None:
+    found = card.drawn["maps"]
+    n = len(found[RUN][0].points)
+    text = f"Unit features of {n:,} test images in two dimensions"
+    text += ", coloured by class; the map is made without labels." if card.facts["classes"] else "."
+    if not any(len(maps) > 1 for maps in found.values()):
+        text += " With scikit-learn installed, t-SNE stands beside it."
+    draw = pictures.maps(found, card.facts["classes"])
+    card.figure(section, "map", draw, "Features of test images in two dimensions", text)
+    section.paragraph("The same images can be walked through in TensorBoard's projector:")
+    section.code("tensorboard --logdir <this folder>/projector")
+
+
+def _representation(card: Card, section: Section) -> None:
+    facts = card.facts
+    if "quality" in facts:
+        found = facts["quality"]
+        section.paragraph(
+            f"Measured on {found['images']:,} pairs of views of test images, made by the run's own policy: h is what "
+            "the encoder gives, z what the projection head makes of it for the loss."
+        )
+        columns = [(name, space) for name in among(found) for space in ("h", "z") if space in found[name]]
+        rows: list[Row] = []
+        for key, (words, digits) in QUALITY.items():
+            values = [found[name][space].get(key) for name, space in columns]
+            rows.append([words, *[NONE if x is None else f"{x:,.{digits}f}".replace("-", "−") for x in values]])
+        head: list[str | Cell] = ["", *[Cell(space, NAMES[name]) for name, space in columns]]
+        section.table(head, rows, "l" + "r" * len(columns), QUALITY_NOTE)
+    if "invariance" in facts:
+        card.figure(
+            section, "invariance", figures.invariance(facts["invariance"]), "Similarity of an image and its transform",
+            f"What the features ignore. Cosine of an image and its transform as the transform grows, mean of "
+            f"{facts['invariance']['images']:,} test images: 1, nothing has changed; 0, as unlike as two different "
+            "images. Solid: h; dashed: z.",
+        )  # fmt: skip
+
+
+def _training(card: Card, section: Section) -> None:
+    if "curves" in card.drawn:
+        card.figure(
+            section, "curves", figures.curves(card.drawn["curves"]), "Loss and accuracy over the epochs",
+            "The run's metrics.csv: the pretext task, and what it is worth.",
+        )  # fmt: skip
+    else:
+        section.paragraph(missing(card.facts, "curves"))
+    doctor = card.facts.get("doctor")
+    if doctor:
+        section.paragraph(f"The run doctor says: {doctor['verdict']} ({doctor['state']}).")
+        for finding in doctor["findings"]:
+            section.notice(f"{finding['name']}: {finding['cause']}. Try: {finding['remedy']}")

@@ -1,0 +1,217 @@
+"""Every key of every configuration, with values of every wrong kind: one message that names the key, or a run that
+ends.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from battery import table
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from twoview import pretrain
+from twoview.command import CONFIGS, explain, plain
+
+TINY = ("data=shapes", "data.n_train=16", "data.n_test=8", "data.size=8", "encoder=small", "encoder.widths=[4,4,4,4]")
+TINY += ("model.projector.hidden_dim=8", "batch_size=8", "epochs=1", "loader.max_batches=1", "trainer=cpu")
+TINY += ("log_every_steps=1", "knn.every_epochs=1")
+LIMIT = "00:02"  # of a run whose other values are healthy
+
+VALUES: dict[str, Any] = {
+    "text": "wrong",
+    "no text": "",
+    "null": None,
+    "negative": -1,
+    "zero": 0,
+    "half": 0.5,
+    "huge": 10**18,
+    "beyond 64 bits": 10**30,
+    "tiny": 1e-300,
+    "infinite": float("inf"),
+    "not a number": float("nan"),
+    "true": True,
+    "list": [],
+    "section": {},
+}
+# They start that many processes, wait for that many machines, or for a compiler.
+HONEST = {("trainer.devices", "huge"), ("trainer.num_nodes", "huge"), ("augment.compile", "true")}
+# Keys whose message tells of the matter in words of its own.
+SAID = {"resume": "checkpoint", "size": "pixel", "ops": "augment", "root": "folder", "devices": "device"}
+# What training itself finds out, with the run folder begun.
+FOUND_BY_TRAINING = ("is not finite", "NaN or infinite features")
+
+
+def leaves(node: Any, path: str) -> Iterator[str]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path
+
+
+def keys() -> Iterator[tuple[str, str]]:
+    """(option, key), from the files themselves: composing them all would take seconds."""
+    skipped = ("defaults", "hydra")
+    train = yaml.safe_load((CONFIGS / "train.yaml").read_text())
+    for key in leaves({name: value for name, value in train.items() if name not in skipped}, ""):
+        yield "", key
+    seen = set()
+    for path in sorted(CONFIGS.glob("*/*.yaml")):
+        group, option = path.parent.name, path.stem
+        content = yaml.safe_load(path.read_text())
+        if group not in pretrain.SECTIONS or path.read_text().startswith("# @package"):
+            continue
+        for key in leaves({name: value for name, value in content.items() if name not in skipped}, group):
+            known = (content.get("_target_", "").replace("34", "18").replace("50", "18"), key)
+            if known not in seen:
+                seen.add(known)
+                yield f"{group}={option}", key
+
+
+def cases() -> Iterator[tuple[str, str, str, Any]]:
+    for option, key in keys():
+        for kind, value in VALUES.items():
+            if (key, kind) not in HONEST and key != "debug":
+                yield f"{option} {key} {kind}".strip(), option, key, value
+
+
+@functools.cache
+def healthy(option: str) -> DictConfig:
+    """A tiny run with an option, unresolved: what refers to a key follows it."""
+    group, _, name = option.partition("=")
+    words = [
+        word for word in TINY if not group or word.partition("=")[0].partition(".")[0] != group or group == "model"
+    ]
+    words += [option] if option else []
+    words += {
+        "encoder=small": ["encoder.widths=[4,4,4,4]"],
+        "augment=simclr_imagenet": ["augment.ops.crop.size=8"],
+        "model=moco": ["model.split_batch_norm=2"],
+        "model=mocov3": ["model.predictor.hidden_dim=8"],
+    }.get(option, [])
+    if group == "optimizer":
+        words.append("optimizer.warmup_epochs=0")
+    if group == "data" and name != "shapes":
+        words.append("data.root=nowhere")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        return compose("train", overrides=words)
+
+
+def with_value(option: str, key: str, value: Any) -> dict[str, Any]:
+    config = healthy(option).copy()
+    OmegaConf.set_struct(config, False)
+    if key != "trainer.max_time" and isinstance(config.get("trainer"), DictConfig):
+        config.trainer.max_time = LIMIT
+    OmegaConf.update(config, key, value, merge=False)
+    return plain(config)
+
+
+def assert_named(message: str, key: str) -> None:
+    last = key.rpartition(".")[2]
+    assert last in message or SAID.get(last, last) in message.lower(), message
+    assert len(message) < 900
+    assert "debug=true shows where" not in message, message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("name", "option", "key", "value"), table("keys x wrong values", cases(), quick=60))
+def test_a_value_is_refused_by_name_or_harmless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, option: str, key: str, value: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("twoview.data.cifar10._reachable", lambda url: False)
+    folder = tmp_path / "run"
+    try:
+        summary = pretrain.run(with_value(option, key, value), folder)
+    except Exception as error:
+        message = explain(error)
+        if any(words in message for words in FOUND_BY_TRAINING):
+            assert not (folder / "encoder.safetensors").exists()
+            return
+        if "data.root=nowhere" in str(option) or "nowhere" in message:  # all the rest was accepted
+            return
+        assert_named(message, key)
+        assert not list(folder.rglob("*")), "something was written before the refusal"
+    else:
+        assert summary["status"] in ("finished", "stopped: trainer.max_time is over")
+        assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
+
+
+def words(value: Any) -> str:
+    return {None: "null", True: "true"}.get(value, str(value)) if not isinstance(value, list | dict) else str(value)
+
+
+def typed() -> Iterator[tuple[str, str, str, str]]:
+    """What the first table refuses, typed."""
+    for name, option, key, value in cases():
+        if value in ("wrong", -1, 10**30) and isinstance(value, str | int) and "_partial_" not in key:
+            yield name, option, key, words(value)
+
+
+@pytest.mark.parametrize(("name", "option", "key", "value"), table("keys x wrong words typed", typed(), quick=10))
+def test_typed_it_ends_in_one_message_or_a_run(
+    tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+    name: str, option: str, key: str, value: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("twoview.data.cifar10._reachable", lambda url: False)
+    group = option.partition("=")[0]
+    chosen = [word for word in TINY if not group or word.partition("=")[0].partition(".")[0] != group]
+    ended = command(*chosen, *([option] if option else []), f"trainer.max_time={LIMIT}", f"{key}={value}")
+    assert ended.code in (0, 1), ended.err
+    if ended.code == 1:
+        assert "debug=true" not in ended.error
+        assert "Traceback" not in ended.out
+        assert not list(tmp_path.rglob("*.ckpt"))
+
+
+SCRIPTS = {
+    "linear_probe": ("ckpt", "encoder_of", "baseline", "strengths", "holdout", "seed", "device", "out"),
+    "knn": ("ckpt", "encoder_of", "baseline", "k", "temperature", "device", "out"),
+    "plot_run": ("run", "out"),
+    "preview_augment": ("mode", "images", "strengths", "draws", "seed", "epoch", "out", "tensorboard"),
+    "selftest": ("devices", "world", "out"),
+}
+
+
+def script_cases() -> Iterator[tuple[str, str, str, Any]]:
+    harmless = {("baseline", "true"), ("images", "true")}
+    for script, names in SCRIPTS.items():
+        for key in names:
+            for kind in ("text", "negative", "huge", "beyond 64 bits", "not a number", "list", "section"):
+                if (key, kind) in harmless or (script == "selftest" and kind in ("huge", "beyond 64 bits")):
+                    continue
+                yield f"{script} {key} {kind}", script, key, VALUES[kind]
+
+
+@pytest.mark.parametrize(("name", "script", "key", "value"), table("keys of scripts", script_cases(), quick=8))
+def test_scripts_too(
+    finished: Path, tmp_path: Path, command: Callable[..., Any], name: str, script: str, key: str, value: Any
+) -> None:
+    start = {
+        "linear_probe": [f"ckpt={finished}", "strengths=[0.01]", "out=out.json"],
+        "knn": [f"ckpt={finished}", "out=out.json"],
+        "plot_run": [f"run={finished}", "out=out.png"],
+        "preview_augment": [
+            "data=shapes",
+            "data.n_train=16",
+            "data.size=8",
+            "images=2",
+            "strengths=[0]",
+            "out=out.png",
+        ],
+        "selftest": ["devices=cpu", "world=2"],
+    }[script]
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    ended = command(*[word for word in start if not word.startswith(f"{key}=")], f"{key}={words(value)}", name=script)
+    assert ended.code in (0, 1), ended.err
+    if ended.code == 1:
+        assert "debug=true" not in ended.error
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
