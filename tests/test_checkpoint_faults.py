@@ -1,14 +1,14 @@
 """What happens to checkpoints when a disk is full or lies, when two runs want one folder, and when SLURM calls."""
 
+import errno
 import os
 import random
-import resource
 import shutil
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,19 +126,25 @@ def test_a_checkpoint_by_the_clock(
 
 
 @pytest.fixture
-def small_files() -> Iterator[Callable[[int], None]]:
-    """`small_files(n)`: no file of this process may grow beyond n bytes, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda n: resource.setrlimit(resource.RLIMIT_FSIZE, (n, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """`disk(True)`: the disk is full, no file can be written; `disk(False)`: it can again."""
+    is_full, original = [False], Path.open
+
+    def opened(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if is_full[0] and mode[0] in "wax":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        return original(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", opened)
+    return lambda full: is_full.__setitem__(0, full)
 
 
-def fill_disk(monkeypatch: pytest.MonkeyPatch, limit: Callable[[int], None], steps: dict[int, int]) -> None:
+def fill_disk(monkeypatch: pytest.MonkeyPatch, disk: Callable[[bool], None], steps: dict[int, bool]) -> None:
     original = Meter.on_train_batch_end
 
     def hook(self: Meter, trainer: Any, *args: Any) -> None:
         if trainer.global_step in steps:
-            limit(steps[trainer.global_step])
+            disk(steps[trainer.global_step])
         original(self, trainer, *args)
 
     monkeypatch.setattr(Meter, "on_train_batch_end", hook)
@@ -149,9 +155,9 @@ def test_a_full_disk_stops_a_run_with_its_checkpoint_before(
     tmp_path: Path,
     command: Command,
     monkeypatch: pytest.MonkeyPatch,
-    small_files: Callable[[int], None],
+    disk: Callable[[bool], None],
 ) -> None:
-    fill_disk(monkeypatch, small_files, {7: 10_000})
+    fill_disk(monkeypatch, disk, {7: True})
     error = command(*tiny, "hydra.run.dir=run").error
     assert "cannot write" in error
     assert "the checkpoint before it is untouched" in error
@@ -165,10 +171,10 @@ def test_a_run_outlives_a_full_disk_if_it_is_told_so(
     tmp_path: Path,
     command: Command,
     monkeypatch: pytest.MonkeyPatch,
-    small_files: Callable[[int], None],
+    disk: Callable[[bool], None],
 ) -> None:
-    """No byte can be written from step 3 to step 7: neither checkpoint nor readings, which come later."""
-    fill_disk(monkeypatch, small_files, {3: 1, 7: resource.getrlimit(resource.RLIMIT_FSIZE)[1]})
+    """Nothing can be written from step 3 to step 7: neither checkpoint nor readings, which come later."""
+    fill_disk(monkeypatch, disk, {3: True, 7: False})
     ended = command(*tiny, "hydra.run.dir=run", "checkpoint.on_error=continue")
     assert ended.code == 0, ended.err
     assert "tries again at the next one" in ended.out
@@ -182,9 +188,9 @@ def test_the_last_state_must_be_written(
     tmp_path: Path,
     command: Command,
     monkeypatch: pytest.MonkeyPatch,
-    small_files: Callable[[int], None],
+    disk: Callable[[bool], None],
 ) -> None:
-    fill_disk(monkeypatch, small_files, {7: 10_000})
+    fill_disk(monkeypatch, disk, {7: True})
     assert "cannot write" in command(*tiny, "hydra.run.dir=run", "checkpoint.on_error=continue").error
     assert step(tmp_path / "run") == 4
 

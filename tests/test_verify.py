@@ -70,7 +70,8 @@ def test_the_command_compares_and_its_exit_code_says_the_outcome(
 
     def put(words: list[str], folder: Path) -> float:
         assert "steps=3" not in words
-        assert {"epochs=2", "loader.max_batches=3"} < set(words)
+        assert "epochs=2" in words
+        assert any(word.startswith("loader.max_batches=") for word in words)
         shutil.copytree(finished, folder, dirs_exist_ok=True)
         return 1.0
 

@@ -171,7 +171,7 @@ class _TensorBoard(TensorBoardLogger):
     """
 
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # the latter is Lightning's for whatever its writer raises
             super().log_metrics(*args, **kwargs)
 
     def save(self) -> None:
