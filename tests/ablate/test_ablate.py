@@ -175,13 +175,13 @@ def test_a_dry_run_lists_arms_and_time_and_writes_nothing(study: Command, tmp_pa
 
 
 def test_a_budget_chooses_the_epochs_and_keeps_to_its_choice(study: Command, tmp_path: Path) -> None:
-    ended = study("study.seeds=1", "folder=study", "budget=1")
+    ended = study("study.seeds=1", "folder=study", "budget=0.4")
     assert ended.code == 0, ended.err
     settings = json.loads((tmp_path / "study" / "study.json").read_text())
-    assert settings["budget_minutes"] == 1
-    assert settings["epochs"] >= 2
+    assert settings["budget_minutes"] == 0.4
+    assert settings["epochs"] >= 1
     assert f"{settings['epochs']} epochs for each of 2 runs" in " ".join(ended.out.split())
-    again = study("study.seeds=1", "folder=study", "budget=1")
+    again = study("study.seeds=1", "folder=study", "budget=0.4")
     assert again.code == 0
     assert "trial" not in again.out  # which might have come out otherwise
 
@@ -191,7 +191,9 @@ def run_process(*words: str, folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-C"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["killed", "ctrl-C"]
+)
 def test_an_interrupted_study_goes_on_where_it_was(tiny: list[str], tmp_path: Path, number: int) -> None:
     words = [*tiny, *TWO, "study.seeds=1", "study.axes={augment.strength:[0,0.5]}", "epochs=6", "knn=null"]
     straight = run_process(*words, "folder=straight", folder=tmp_path)

@@ -69,12 +69,13 @@ FLIPS = {f"bit flipped at {share:.3f}": _flip(share) for share in sorted(_places
 def count() -> dict[str, tuple[int, int]]:
     """Cases and quick ones of every table of the folder."""
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
-        importlib.import_module(path.stem)
+        importlib.import_module(f"faults.{path.stem}")
     return COUNTS
 
 
 if __name__ == "__main__":
-    sys.modules["battery"] = sys.modules["__main__"]
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.modules["faults.battery"] = sys.modules["__main__"]
     for name, (cases, quick) in count().items():
         print(f"{cases:5} cases, {quick:3} of them quick: {name}")  # noqa: T201
     print(f"{sum(c for c, _ in COUNTS.values()):5} cases, {sum(q for _, q in COUNTS.values()):3} of them quick")  # noqa: T201

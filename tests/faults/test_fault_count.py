@@ -1,6 +1,6 @@
 """The battery is as large as it says."""
 
-import battery
+from faults import battery
 
 
 def test_the_battery_has_its_size() -> None:

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from battery import DAMAGES, FLIPS, table
 from PIL import Image
 from torchvision import datasets
 
+from faults.battery import DAMAGES, FLIPS, table
 from twoview.command import CONFIGS
 from twoview.monitor import Meter
 

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from battery import table
 from PIL import Image
+
+from faults.battery import table
 
 SMALL = ("encoder=small", "encoder.widths=[4,4,4,4]", "model.projector.hidden_dim=8", "batch_size=4", "epochs=1")
 SMALL += ("trainer=cpu", "log_every_steps=1", "loader.max_batches=1", "knn=null", "loader.num_workers=0")

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from battery import table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from faults.battery import table
 from twoview.checkpoint import read_checkpoint
 from twoview.data.images import Encoded, ImageSet
 from twoview.evaluate.features import ImageEncoder, extract

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from battery import table
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision import datasets
 
+from faults.battery import table
 from twoview.checkpoint import read_checkpoint
 
 SMALL = ("encoder=small", "encoder.widths=[4,4,4,4]", "model.projector.hidden_dim=8", "batch_size=4", "epochs=1")

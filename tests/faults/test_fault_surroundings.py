@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from battery import table
 
+from faults.battery import table
 from twoview.command import CONFIGS
 
 ROOT = CONFIGS.parent

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
-from battery import table
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from faults.battery import table
 from twoview import pretrain
 from twoview.command import CONFIGS, explain, plain
 
