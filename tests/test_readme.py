@@ -81,7 +81,7 @@ def test_command_of_the_readme_runs(line: str, command: Callable[..., Ended], fi
     if "shards" in line:
         shards(tmp_path)
     ended = command(*shortened(name, words, run), name=name)
-    assert ended.code == 0, ended.err
+    assert ended.code == 0 or (name, ended.code) == ("doctor", 3), ended.err  # a run of 8 steps is too early to judge
 
 
 def test_readme_names_commands() -> None:
