@@ -61,14 +61,9 @@ def measure(form: str, batch: int, chunk: int, device: str, budget: float) -> di
 
     one_pass(*embeddings(64))  # libraries, threads, kernels
     z1, z2 = embeddings(batch)
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        record.clear_peak()
-        before = record.resident()
+    before = record.memory_before(cuda)
     value, seconds = one_pass(z1, z2)
-    peak = torch.cuda.max_memory_allocated() if cuda else record.peak()
+    peak = record.memory_at_most(cuda)
     passes = [seconds]
     while sum(passes) < budget and len(passes) < MOST_PASSES:
         passes.append(one_pass(z1, z2)[1])

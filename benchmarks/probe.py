@@ -79,12 +79,7 @@ def measure(engine: str, file: str, l2: float, goal: float, device: str, budget:
     features, labels = stored["features"].to(where), stored["labels"].to(where)
     classes = int(labels.max()) + 1
     fit_linear(features[:500], labels[:500] % 2, 2, 1.0)  # libraries, threads, kernels
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        record.clear_peak()
-        before = record.resident()
+    before = record.memory_before(cuda)
 
     passes: list[float] = []
     about: dict[str, Any] = {}
@@ -111,7 +106,7 @@ def measure(engine: str, file: str, l2: float, goal: float, device: str, budget:
             passes.append(time.perf_counter() - start)
             about = {"iterations": sum(head.iterations for head in found), "gap": max(h.gap_bound for h in found)}
             heads = [(head.weight.cpu(), head.bias.cpu()) for head in found]
-    peak = torch.cuda.max_memory_allocated() if cuda else record.peak()
+    peak = record.memory_at_most(cuda)
     if engine != "path":
         about["gradient_norm"] = gradient_norm(*heads[0], stored["features"], stored["labels"], l2)
     return {"seconds": median(passes), "passes": len(passes), "extra_bytes": peak - before, **about}

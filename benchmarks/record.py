@@ -43,15 +43,35 @@ def clear_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def memory_before(cuda: bool) -> int:
+    """Bytes held now, on the GPU or by this process; `memory_at_most` counts from here."""
+    if not cuda:
+        clear_peak()
+        return resident()
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    return int(torch.cuda.memory_allocated())
+
+
+def memory_at_most(cuda: bool) -> int:
+    """Bytes held at most since `memory_before`."""
+    if not cuda:
+        return peak()
+    import torch
+
+    return int(torch.cuda.max_memory_allocated())
+
+
 def write(out: Path, result: dict[str, Any], began: float, versions: dict[str, str], console: Console) -> None:
     """`result` with all that is needed to believe and to repeat it; `versions` beside those of twoview's own."""
-    from twoview import pretrain  # not needed in the processes of the cases
+    from twoview import provenance  # not needed in the processes of the cases
 
     result = result | {
         "seconds": round(time.perf_counter() - began, 1),
-        "machine": pretrain.machine(),
-        "versions": pretrain.versions() | versions,
-        "commit": pretrain.commit(),
+        "machine": provenance.machine(),
+        "versions": provenance.versions() | versions,
+        "commit": provenance.commit(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")

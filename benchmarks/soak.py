@@ -9,7 +9,6 @@ process noted. At the end weights, optimizer, schedule and metrics of both runs 
 """
 
 import csv
-import json
 import random
 import shutil
 import subprocess
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import record
+from rich.console import Console
 
 HERE = Path(__file__).resolve()
 KEYS = {"epochs": 2000, "seconds": 6.0, "seed": 0, "out": str(HERE.parent / "results" / "soak.json")}
@@ -155,8 +156,6 @@ def main() -> None:
         if key not in KEYS or not value:
             sys.exit(f"cannot read {word!r}: the keys are {', '.join(KEYS)}\n\n{__doc__}")
         chosen[key] = type(KEYS[key])(value)
-    from twoview.pretrain import commit, machine, versions
-
     began = time.perf_counter()
     place = Path(tempfile.mkdtemp(prefix="soak-"))
     folders = {"straight": place / "straight", "killed": place / "killed"}
@@ -189,17 +188,10 @@ def main() -> None:
         "first_and_last_open_files_of_each_process": [[int(rows[0, 2]), int(rows[-1, 2])] for rows in killed],
         "most_mebibytes_of_each_process": [round(rows[:, 1].max() / 2**20, 1) for rows in killed],
         "litter": sorted(p.name for folder in folders.values() for p in folder.iterdir() if p.name.endswith(".part")),
-        "seconds": round(time.perf_counter() - began, 1),
-        "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
     }
-    out = Path(chosen["out"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
+    record.write(Path(chosen["out"]), result, began, {}, Console())
     shutil.rmtree(place)
     print(f"{result['kills']} kills, {len(differ)} differences, growth {growth}, goal met: {result['met']}")
-    print(f"written to {out}")
     sys.exit(1 if differ or result["met"] is False else 0)
 
 

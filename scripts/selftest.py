@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
 
 
 def task(config):
-    from twoview.selftest import selftest_command
+    from twoview.selftest.command import selftest_command
 
     return selftest_command(config)
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from twoview import curves, doctor, embed, export, finetune, pretrain, preview, probe, selftest, verify
+from twoview import curves, doctor, embed, export, finetune, pretrain, preview, probe, verify
 from twoview.ablate.run import ablate_command
 from twoview.card.command import evaluate_command
 from twoview.command import CONFIGS, plain, run_command
+from twoview.selftest.command import selftest_command
 
 torch.set_num_threads(1)
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -47,7 +48,7 @@ TASKS: dict[str, Callable[..., int]] = {
     "plot_run": curves.plot_command,
     "doctor": doctor.doctor_command,
     "preview_augment": preview.preview_command,
-    "selftest": selftest.selftest_command,
+    "selftest": selftest_command,
     "embed": embed.embed_command,
     "evaluate": evaluate_command,
     "export": export.export_command,

@@ -15,11 +15,14 @@ import torch.multiprocessing as mp
 from conftest import Ended
 from torch import Tensor
 
-from twoview import devices, losses, selftest
+from twoview import devices, losses
 from twoview.augment.base import TwoViews
 from twoview.errors import UserError
 from twoview.model.moco import MoCo
-from twoview.selftest import Check
+from twoview.selftest import check as checks
+from twoview.selftest import command as start
+from twoview.selftest import many, one
+from twoview.selftest.check import Check
 
 CPU = torch.device("cpu")
 Command = Callable[..., Ended]
@@ -57,28 +60,28 @@ def test_the_command_passes_and_writes_what_it_found(command: Command, tmp_path:
 
 @pytest.mark.slow
 def test_spawned_processes_pass(tmp_path: Path) -> None:
-    assert failed(selftest.on_many_devices("cpu", 2)) == set()
+    assert failed(many.on_many_devices("cpu", 2)) == set()
 
 
 def test_one_device_is_not_compared_with_itself() -> None:
-    assert set(results(selftest.on_many_devices("cpu", 1)).values()) == {"skipped"}
+    assert set(results(many.on_many_devices("cpu", 1)).values()) == {"skipped"}
 
 
 def test_checks_of_a_gpu_are_skipped_without_one() -> None:
-    checks = selftest.on_gpu(False, "no GPU here")
+    checks = one.on_gpu(False, "no GPU here")
     assert {(check.result, check.note) for check in checks} == {("skipped", "no GPU here")}
 
 
 def test_what_is_compared_changes_and_the_queue_goes_round() -> None:
-    for name in selftest.METHODS:
-        found = selftest.train(name, 2, CPU)
+    for name in many.METHODS:
+        found = many.train(name, 2, CPU)
         assert found["losses"].diff().abs().min() > 1e-4, name
-    queue = selftest.train("MoCo", 2, CPU)
+    queue = many.train("MoCo", 2, CPU)
     assert queue["queue_count"] > 3 * len(queue["queue"])
 
 
 def test_bfloat16_is_near_but_not_equal() -> None:
-    assert 0 < selftest.autocast_apart(CPU) < 1e-2
+    assert 0 < one.autocast_apart(CPU) < 1e-2
 
 
 # What is broken is found
@@ -107,15 +110,15 @@ GATHER = devices.gather
     ],
 )
 def test_a_broken_exchange_is_found(fault: Any, found: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(selftest.METHODS, selftest.EVEN)  # which would not get as far with own rows
+    monkeypatch.delitem(many.METHODS, many.EVEN)  # which would not get as far with own rows
     monkeypatch.setattr(devices, "gather", fault)
-    assert failed(selftest.on_many_devices("cpu", 2)) == {f"{name}, 2 devices" for name in found}
+    assert failed(many.on_many_devices("cpu", 2)) == {f"{name}, 2 devices" for name in found}
 
 
 @pytest.mark.usefixtures("forked")
 def test_an_error_in_a_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "gather", only_own_rows)
-    (check,) = selftest.on_many_devices("cpu", 2)
+    (check,) = many.on_many_devices("cpu", 2)
     assert check.result == "FAIL"
     assert "has died: IndexError" in check.note
 
@@ -137,7 +140,7 @@ def test_an_own_key_among_the_negatives_is_found(command: Command, monkeypatch: 
 
 def test_keys_that_are_not_shuffled_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MoCo, "_shuffles", lambda self: False)
-    assert failed(selftest.on_one_device(CPU)) == {"guard on cpu"}
+    assert failed(one.on_one_device(CPU)) == {"guard on cpu"}
 
 
 def test_views_that_depend_on_the_batch_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +150,7 @@ def test_views_that_depend_on_the_batch_are_found(monkeypatch: pytest.MonkeyPatc
         return right(self, images, torch.arange(len(images)), epoch)
 
     monkeypatch.setattr(TwoViews, "forward", by_place)
-    assert failed(selftest.on_one_device(CPU)) == {"views on cpu"}
+    assert failed(one.on_one_device(CPU)) == {"views on cpu"}
 
 
 def test_blocks_that_lose_a_factor_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,20 +160,20 @@ def test_blocks_that_lose_a_factor_are_found(monkeypatch: pytest.MonkeyPatch) ->
         return right(ctx, 2 * scale, accuracy)
 
     monkeypatch.setattr(losses._InBlocks, "backward", staticmethod(twice))
-    assert failed(selftest.on_one_device(CPU)) == {"blocks on cpu"}
+    assert failed(one.on_one_device(CPU)) == {"blocks on cpu"}
 
 
 def test_a_check_that_raises_or_finds_no_number_has_failed() -> None:
     def breaks() -> float:
         raise ValueError("first line\nbroken")
 
-    check = selftest.measure("a", "b", 1, breaks)
+    check = checks.measure("a", "b", 1, breaks)
     assert (check.result, check.note) == ("FAIL", "ValueError: broken")
-    assert selftest.measure("a", "b", 1, lambda: float("nan")).result == "FAIL"
+    assert checks.measure("a", "b", 1, lambda: float("nan")).result == "FAIL"
     zeros = torch.zeros(3)
-    assert selftest.worst([1.0, float("nan"), 2.0]) != selftest.worst([1.0, 2.0])
-    assert selftest.difference(torch.tensor([1e-5, 0, 0]), zeros) == pytest.approx(1e-3)
-    assert selftest.difference(zeros, torch.zeros(4)) == float("inf")
+    assert checks.worst([1.0, float("nan"), 2.0]) != checks.worst([1.0, 2.0])
+    assert checks.difference(torch.tensor([1e-5, 0, 0]), zeros) == pytest.approx(1e-3)
+    assert checks.difference(zeros, torch.zeros(4)) == float("inf")
 
 
 # Processes that do not end well
@@ -204,9 +207,9 @@ def hangs(*_: Any) -> None:
 def test_a_process_that_dies_or_hangs_ends_the_test(
     process: Any, patience: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selftest, "one_process", process)
-    monkeypatch.setattr(selftest, "PATIENCE", patience)
-    (check,) = selftest.on_many_devices("cpu", 2)
+    monkeypatch.setattr(many, "one_process", process)
+    monkeypatch.setattr(many, "PATIENCE", patience)
+    (check,) = many.on_many_devices("cpu", 2)
     assert check.result == "FAIL"
     assert message in check.note
     assert check.seconds < 50
@@ -243,10 +246,10 @@ def test_bad_words_are_named(command: Command, words: list[str], message: str) -
 def test_which_devices_and_how_many(
     gpus: int, kind: str, world: Any, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selftest, "torch", SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: gpus)))
+    monkeypatch.setattr(start, "torch", SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: gpus)))
     config = {"devices": kind, "world": world, "out": None, "debug": False}
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
-            selftest.plan(config)
+            start.plan(config)
     else:
-        assert selftest.plan(config) == expected
+        assert start.plan(config) == expected

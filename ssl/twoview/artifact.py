@@ -20,8 +20,8 @@ from twoview import schema
 from twoview.data.images import ImageSet, in_threads
 from twoview.errors import UserError
 from twoview.evaluate.features import ImageEncoder, digest
-from twoview.pretrain import commit, versions
 from twoview.progress import clock
+from twoview.provenance import commit, versions
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal for a bar
 def check(config: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
     """UserError for a value of a wrong type, and where no run is named."""
     for key, kind in keys.items():
-        if not schema.fits(config[key], kind):
+        if key in config and not schema.fits(config[key], kind):
             raise UserError(f"{key}={config[key]!r} is not {schema.words(kind)}")
     if not config["ckpt"]:
         raise UserError("which run? Give its checkpoint: ckpt=<run>/last.ckpt")

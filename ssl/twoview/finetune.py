@@ -31,8 +31,8 @@ from twoview.errors import UserError
 from twoview.evaluate.features import ImageEncoder, extract
 from twoview.evaluate.linear import wilson
 from twoview.optim import warmup_cosine
-from twoview.pretrain import machine
 from twoview.probe import subject
+from twoview.provenance import machine
 from twoview.rng import Draw, permutation
 from twoview.trainer import best_precision
 

@@ -2,9 +2,6 @@
 
 import json
 import logging
-import os
-import platform
-import subprocess
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -12,14 +9,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torchvision
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-import twoview
 from twoview import schema
 from twoview.augment.base import TwoViews
 from twoview.checkpoint import save_encoder
@@ -32,6 +27,7 @@ from twoview.identity import Identity, code_digest, config_hash, data_digest, fo
 from twoview.model.base import ContrastiveModule
 from twoview.monitor import KNNMonitor, Meter, ViewSheet
 from twoview.progress import ProgressBar, clock
+from twoview.provenance import commit, machine, versions
 from twoview.resumption import STARTS, resumed, source
 from twoview.saving import Checkpoints, Interrupted, held
 
@@ -296,55 +292,6 @@ def summarise(
         "versions": versions(),
         "commit": commit(),
     }
-
-
-def machine() -> dict[str, Any]:
-    """What the run ran on."""
-    gpus = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ]
-        model = names[0] if names else model
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-        "system": platform.platform(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of all that the numbers depend on."""
-    return {
-        "twoview": twoview.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "pytorch_lightning": pl.__version__,
-    }
-
-
-def commit() -> str | None:
-    """The commit of the source tree, with `-dirty` where tracked files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return described.stdout.strip() or None
 
 
 def main(composed: DictConfig) -> int:

@@ -4,10 +4,8 @@ Both rebuild the encoder from the checkpoint alone, extract features of un-augme
 float32, and prove by a digest of every parameter and buffer that the encoder came out as it went in.
 """
 
-import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from twoview import schema
+from twoview.artifact import check, checkpoint_file, device_of, origin, replacing
 from twoview.checkpoint import build_encoder, instantiate_own, load_encoder
 from twoview.command import plain
 from twoview.data.images import ImageSet
@@ -32,7 +31,7 @@ from twoview.evaluate.knn import knn_accuracy
 from twoview.evaluate.linear import probe
 from twoview.evaluate.protocols import PUBLISHED, crops, follow
 from twoview.evaluate.score import ProbeResult, fingerprint, wilson
-from twoview.pretrain import commit, machine, versions
+from twoview.provenance import machine
 from twoview.rng import permutation
 
 log = logging.getLogger(__name__)
@@ -98,13 +97,8 @@ def subject(config: dict[str, Any], labelled: bool = True) -> Subject:
     With `labelled=False` images need no labels, and where there is no test split a tenth of the training images, drawn
     from seed 0, takes its place.
     """
-    for key, kind in KEYS.items():
-        if key in config and not schema.fits(config[key], kind):
-            raise UserError(f"{key}={config[key]!r} is not {schema.words(kind)}")
-    if config["device"] == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch finds no GPU on this machine; use device=cpu")
-    if not config["ckpt"]:
-        raise UserError("which run? Give its checkpoint: ckpt=<run>/last.ckpt")
+    check(config, KEYS)
+    device = device_of(config["device"])
     encoder = load_encoder(config["ckpt"], config["encoder_of"])
     own: dict[str, Any] = encoder.config  # type: ignore[assignment]
     if config.get("data"):
@@ -133,8 +127,6 @@ def subject(config: dict[str, Any], labelled: bool = True) -> Subject:
         if not config.get("force"):
             raise UserError(f"{text}: its score would say little; resize them by data.size=..., or use force=true")
         log.warning("%s", text)
-    name = config["device"]
-    device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
     return Subject(encoder, train, test, device)
 
 
@@ -257,34 +249,21 @@ def _linear_table(result: dict[str, Any], baseline: dict[str, Any] | None, judge
 
 
 def _provenance(config: dict[str, Any], judged: Subject, started: float) -> dict[str, Any]:
-    ckpt = Path(config["ckpt"]).expanduser()
-    ckpt = ckpt / "last.ckpt" if ckpt.is_dir() else ckpt
     return {
         "data": judged.train.name,
         "classes": list(judged.train.classes),
-        "checkpoint": str(config["ckpt"]),
-        "encoder_of": config["encoder_of"],
-        "checkpoint_sha256": hashlib.sha256(ckpt.read_bytes()).hexdigest(),
-        "encoder_digest": digest(judged.encoder),
+        **origin(config, judged.encoder),
         "feature_layer": f"h: the encoder's output of {judged.encoder.dim} dimensions, before the projection head",
         "image_shape": list(judged.train.shape),
         "total_seconds": round(time.monotonic() - started, 2),
         "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
     }
 
 
 def _write(report: dict[str, Any], config: dict[str, Any], name: str, judged: Subject) -> Path:
     """Beside the checkpoint, with the data set in the name where it is not the run's own."""
-    ckpt = Path(config["ckpt"]).expanduser()
-    folder = ckpt if ckpt.is_dir() else ckpt.parent
     suffix = f"_{judged.train.name}" if config.get("data") else ""
-    path = Path(config["out"]) if config["out"] else folder / f"{name}{suffix}.json"
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    path = Path(config["out"]) if config["out"] else checkpoint_file(config["ckpt"]).with_name(f"{name}{suffix}.json")
+    with replacing(path) as part:
         part.write_text(json.dumps(report, indent=2) + "\n")
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name another file by out=...") from error
     return path

@@ -1,5 +1,6 @@
 """What every case of the battery stands under: a time limit, a memory limit, and a look for litter afterwards."""
 
+import multiprocessing.util
 import os
 import resource
 import shutil
@@ -43,7 +44,8 @@ def _little_memory() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Temporary files lie in a folder that is empty again, and beside the results there is none."""
-    temporary = Path(tempfile.mkdtemp())  # of a short name: sockets of loader workers lie in it
+    multiprocessing.util.get_temp_dir()  # made once for the life of the process: outside the folder that goes
+    temporary = Path(tempfile.mkdtemp())
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setenv("XDG_CACHE_HOME", str(temporary / "pymp-cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,11 +22,13 @@ from twoview.command import explain, output_dir, plain
 from twoview.data.images import ImageSet
 from twoview.errors import UserError
 from twoview.evaluate import invariance
-from twoview.evaluate.features import ImageEncoder, digest, extract
+from twoview.evaluate.features import ImageEncoder, extract
 from twoview.evaluate.knn import knn_accuracy
 from twoview.evaluate.linear import probe, wilson
 from twoview.evaluate.quality import quality
 from twoview.identity import config_hash
+from twoview.page import save
+from twoview.probe import frozen
 from twoview.rng import permutation
 
 log = logging.getLogger(__name__)
@@ -126,10 +127,19 @@ def _run(config: dict[str, Any], judge: Judge, folder: Path) -> dict[str, Any]:
 
 
 def judged(config: Mapping[str, Any], judge: Judge, folder: Path) -> dict[str, Any]:
-    """What the encoder of a finished run is worth (`linear`, `knn`) and what it knows and ignores."""
+    """What the encoder of a finished run is worth (`linear`, `knn`) and what it knows and ignores.
+
+    UserError if judging changed the encoder, and for data without labels or a test split.
+    """
     encoder, projector = load_encoder(folder), load_projector(folder)
+    with frozen(encoder):
+        return _judged(config, judge, encoder, projector)
+
+
+def _judged(
+    config: Mapping[str, Any], judge: Judge, encoder: ImageEncoder, projector: torch.nn.Module
+) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before = digest(encoder)
     load = schema.build(config["data"])
     train, test = load(split="train"), load(split="test")
     if train.labels is None or test is None or test.labels is None:
@@ -162,8 +172,6 @@ def judged(config: Mapping[str, Any], judge: Judge, folder: Path) -> dict[str, A
         parts = [test.fetch(torch.arange(i, i + half)) for i in (0, half)]
         found["decode"] = invariance.decode(encoder, projector, *parts)
         found["factors"] = _factors(bank, labelled, queries, test, projector)
-    if digest(encoder.cpu()) != before:
-        raise UserError("the encoder changed while it was judged: no number from it can be trusted")
     return found
 
 
@@ -208,13 +216,7 @@ def _finished(folder: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replaces the file at once, or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    save(path, json.dumps(content, indent=1) + "\n")
 
 
 @contextlib.contextmanager

@@ -62,11 +62,8 @@ class Study:
         raise NotImplementedError
 
 
-class Curve(Study):
-    """Accuracy over the values of a key, or of several keys, each varied alone while the others stay as they are.
-
-    `axes`: values by key. The reference is the run as it is: its own value of each key is on the curve anyway.
-    """
+class Axes(Study):
+    """Base of the studies of keys. `axes`: values by key. `labels`: what a key is called on the page, by key."""
 
     def __init__(
         self,
@@ -78,6 +75,13 @@ class Curve(Study):
     ) -> None:
         super().__init__(name, title, seeds)
         self.axes, self.labels = _checked(axes), labels or {}
+
+
+class Curve(Axes):
+    """Accuracy over the values of a key, or of several keys, each varied alone while the others stay as they are.
+
+    The reference is the run as it is: its own value of each key is on the curve anyway.
+    """
 
     def plan(self, base: Base) -> Plan:
         own = {key: value_of(base, key) for key in self.axes}
@@ -98,22 +102,11 @@ class Curve(Study):
         return Plan("curve", axes, arms, name)
 
 
-class Grid(Study):
+class Grid(Axes):
     """All combinations of the values of some keys; a key may be a group, as `model: [simclr, moco]`.
 
     The reference is the combination that is the run as it is, or else the first.
     """
-
-    def __init__(
-        self,
-        name: str,
-        title: str,
-        axes: dict[str, list[Any]],
-        labels: dict[str, str] | None = None,
-        seeds: int | list[int] = 3,
-    ) -> None:
-        super().__init__(name, title, seeds)
-        self.axes, self.labels = _checked(axes), labels or {}
 
     def plan(self, base: Base) -> Plan:
         places = [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]

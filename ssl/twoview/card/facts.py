@@ -13,8 +13,8 @@ from twoview.card import parts
 from twoview.card.parts import OTHER, RUN, UNTRAINED, Judged
 from twoview.command import overrides
 from twoview.evaluate.score import fingerprint
-from twoview.pretrain import commit, machine, versions
 from twoview.probe import Subject
+from twoview.provenance import commit, machine, versions
 
 SETTINGS = (  # on which the numbers depend
     *("strengths", "holdout", "seed", "k", "temperature", "fractions", "label_seeds"),
