@@ -5,6 +5,7 @@ configuration and the normalisation of the images. It consists of tensors and pl
 `weights_only=True` and runs no code, and it rebuilds its own encoder.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -119,7 +120,8 @@ def load_encoder(path: str | Path, encoder_of: str = "query") -> ImageEncoder:
 
     `path` is a checkpoint, a run folder or an `encoder.safetensors`. The network is rebuilt from the file alone;
     every weight must be there and nothing else. The attribute `encoder` is the plain network, `config` the
-    configuration of the run. `encoder_of="key"` gives the key encoder of MoCo instead of the one that is trained.
+    configuration of the run, `identity` who it is (`twoview.identity`). `encoder_of="key"` gives the key encoder of
+    MoCo instead of the one that is trained.
     """
     if encoder_of not in ("query", "key"):
         raise UserError(f"encoder_of must be query or key, not {encoder_of}")
@@ -144,6 +146,8 @@ def load_encoder(path: str | Path, encoder_of: str = "query") -> ImageEncoder:
         raise UserError(f"the weights in {path} do not fit the encoder of its own configuration: {error}") from error
     frozen = ImageEncoder(encoder, about["normalization"]["mean"], about["normalization"]["std"])
     frozen.config = about["config"]
+    identity = about.get("identity")
+    frozen.identity = identity if isinstance(identity, dict) else {}  # type: ignore[assignment]
     shape: Any = about.get("image_shape")
     frozen.image_shape = shape  # (C, H, W) of the training set; files of old lack it
     return frozen.requires_grad_(False).eval()
@@ -222,14 +226,26 @@ def _is_own(target: Any) -> bool:
 
 
 def save_encoder(encoder: nn.Module, about: Mapping[str, Any], path: Path) -> None:
-    """Writes `encoder.safetensors`: the weights under the network's own keys, and in the metadata what rebuilds it."""
+    """Writes `encoder.safetensors`: the weights under the network's own keys, and in the metadata what rebuilds it and
+    a checksum over both.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-        save_file(weights, part, metadata={"twoview": json.dumps(dict(about))})
+        text = json.dumps(dict(about))
+        save_file(weights, part, metadata={"twoview": text, "sha256": _checksum(weights, text)})
         replace_durably(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _checksum(weights: Mapping[str, torch.Tensor], about: str) -> str:
+    """sha256 (hex) over names, types, shapes and bytes of the weights, and what is said about them."""
+    sha = hashlib.sha256(about.encode())
+    for name, tensor in sorted(weights.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -237,13 +253,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
         raise UserError(f"there is no file {path}")
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("twoview", "null"))
+            metadata = file.metadata() or {}
+        text = metadata.get("twoview", "null")
+        about = json.loads(text)
         weights = load_file(path)
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(about, dict):
         raise UserError(
             f"{path} was not written by twoview: its metadata lack the configuration that rebuilds the encoder"
+        )
+    # Files of old have no checksum, and nothing but `twoview`: one whose name is damaged is none of them.
+    if metadata.keys() != {"twoview"} and metadata.get("sha256") != _checksum(weights, text):
+        raise Damaged(
+            f"{path} is damaged: its checksum is wrong; use last.ckpt of the run, or export it again from that"
         )
     _check_about(about, path)
     return weights, about

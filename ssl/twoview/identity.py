@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,22 @@ def follow(
     step = checkpoint.get("global_step")
     log.info("going on from step %s with changes: %s", step, said)
     return replace(identity, after=f"{before.get('run_hash', 'unknown')}@{step}")
+
+
+BESIDE = {"data": "training images", "code": "code of twoview", "precision": "precision", "after": "run gone on from"}
+
+
+def apart(*identities: Mapping[str, Any], but: Collection[str] = ()) -> list[str]:
+    """What stored identities differ in beside their configurations, in words; what none of them tells is among it.
+
+    Results that are apart so are compared only where a flag says so. `but` names parts that may differ.
+    """
+    unlike = []
+    for part, what in BESIDE.items():
+        values = [identity.get(part) for identity in identities]
+        if part not in but and (None in values or any(value != values[0] for value in values)):
+            unlike.append(what)
+    return unlike
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

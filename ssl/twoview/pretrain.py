@@ -47,6 +47,7 @@ KEYS = {
     "allow_changes": bool | None,
 }
 
+COPIED = ("batch_size", "seed")  # of the loader: other parts of the run go by the same numbers
 EXIT_CODES = {"stopped: ctrl-C": 130, "stopped: SIGUSR1": 138, "stopped: SIGTERM": 143}  # 128 + the signal's number
 
 
@@ -150,6 +151,12 @@ def check(config: dict[str, Any]) -> None:
     for key in MONITORS:
         if not isinstance(config.get(key), dict | None):
             raise UserError(f"{key}={config[key]!r}: give its keys, as {key}.every_epochs=1, or {key}=null for none")
+    for key in COPIED:
+        if key in config["loader"] and config["loader"][key] != config[key]:
+            raise UserError(
+                f"loader.{key}={config['loader'][key]} is not {key}={config[key]}: set {key} alone, which the loader "
+                "follows"
+            )
     if config["epochs"] < 1:
         raise UserError(f"epochs={config['epochs']}: a run needs at least one epoch")
     if not 0 <= config["seed"] < 2**32:
