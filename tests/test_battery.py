@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
-
 from faults import battery
 from faults.conftest import no_litter
+from torch.utils.data import DataLoader
 
 README = Path(__file__).parents[1] / "README.md"
 

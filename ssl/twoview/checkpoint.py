@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from twoview import schema
 from twoview.errors import UserError
 from twoview.evaluate.features import ImageEncoder
 from twoview.saving import FORMAT as FORMAT
@@ -29,7 +30,6 @@ from twoview.saving import AtomicCheckpointIO as AtomicCheckpointIO
 from twoview.saving import Checkpoints as Checkpoints
 from twoview.saving import Interrupted as Interrupted
 from twoview.saving import kept, replace_durably
-from twoview.schema import build
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,9 @@ def load_encoder(path: str | Path, encoder_of: str = "query") -> ImageEncoder:
     try:
         encoder.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise UserError(f"the weights in {path} do not fit the encoder of its own configuration: {error}") from error
+        raise UserError(
+            f"the weights in {path} do not fit the encoder of its configuration: {_first(error)}"
+        ) from error
     frozen = ImageEncoder(encoder, about["normalization"]["mean"], about["normalization"]["std"])
     frozen.config = about["config"]
     identity = about.get("identity")
@@ -161,8 +163,8 @@ def load_projector(path: str | Path) -> nn.Module:
     checkpoint = read_checkpoint(path)
     config = checkpoint["twoview"]["config"]
     encoder = build_encoder(config)
-    recipe = instantiate_own(config["optimizer"])
-    model = instantiate_own(config["model"], encoder=encoder, optimizer=recipe)
+    recipe = instantiate_own(config.get("optimizer"), "optimizer")
+    model = instantiate_own(config.get("model"), "model", encoder=encoder, optimizer=recipe)
     weights = {
         name.removeprefix("projector."): value
         for name, value in checkpoint["state_dict"].items()
@@ -171,22 +173,35 @@ def load_projector(path: str | Path) -> nn.Module:
     try:
         model.projector.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise UserError(f"the weights in {path} do not fit the head of its own configuration: {error}") from error
+        raise UserError(f"the weights in {path} do not fit the head of its configuration: {_first(error)}") from error
     projector: nn.Module = model.projector
     return projector.requires_grad_(False).eval()
 
 
+def _first(error: RuntimeError) -> str:
+    """Of torch's list of what does not fit, one to a line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+    return lines[min(1, len(lines) - 1)] + more
+
+
 def build_encoder(config: Mapping[str, Any]) -> nn.Module:
     """A freshly initialised encoder of a run's configuration."""
-    return instantiate_own(config["encoder"])
+    return instantiate_own(config["encoder"], "encoder")
 
 
-def instantiate_own(node: Mapping[str, Any], **arguments: Any) -> Any:
+def instantiate_own(node: Any, section: str, /, **arguments: Any) -> Any:
     """Builds an object of twoview's from a configuration that may come from a stranger: targets outside the package
-    are refused.
+    are refused, and so is what their constructors do not take.
     """
     refuse_foreign(node)
-    return build(node, **arguments)
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise UserError(f"the configuration in the checkpoint is damaged: {section} has no _target_")
+    try:
+        schema.check(node, section)
+    except UserError as error:
+        raise UserError(f"the configuration in the checkpoint is damaged: {error}") from error
+    return schema.build(node, **arguments)
 
 
 def refuse_foreign(node: Any) -> None:
@@ -197,8 +212,8 @@ def refuse_foreign(node: Any) -> None:
                 f"the configuration in the checkpoint wants to call {node['_target_']!r}, which is not part of "
                 "twoview: refused"
             )
-        for value in node.values():
-            refuse_foreign(value)
+        for part in (*node, *node.values()):
+            refuse_foreign(part)
     elif isinstance(node, list | tuple):
         for value in node:
             refuse_foreign(value)

@@ -220,7 +220,8 @@ def _untrained_projector(own: Subject, fresh: ImageEncoder) -> Any:
     run: dict[str, Any] = own.encoder.config  # type: ignore[assignment]
     if not isinstance(run.get("model"), dict) or not isinstance(run.get("optimizer"), dict):
         return None
-    model = instantiate_own(run["model"], encoder=fresh.encoder, optimizer=instantiate_own(run["optimizer"]))
+    recipe = instantiate_own(run["optimizer"], "optimizer")
+    model = instantiate_own(run["model"], "model", encoder=fresh.encoder, optimizer=recipe)
     return model.projector.requires_grad_(False).eval()
 
 
