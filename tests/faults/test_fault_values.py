@@ -185,6 +185,7 @@ SCRIPTS: dict[str, list[str]] = {
     "preview_augment": [*QUICK, "images=2", "strengths=[0]", "out=out.png"],
     "selftest": ["devices=cpu", "world=2"],
 }
+NO_TYPE = {"list of lists": [[1]]}  # of no key: what takes it reads the key nowhere
 LONG = {("selftest", "world", "beyond 64 bits"), ("ablate_augment", "dry_run", "null")}
 
 
@@ -193,7 +194,7 @@ def script_cases() -> Iterator[tuple[str, str, str, Any]]:
     for script in SCRIPTS:
         content = yaml.safe_load((CONFIGS / f"{script}.yaml").read_text())
         for key in leaves({k: v for k, v in content.items() if k not in ("defaults", "hydra", "debug")}, ""):
-            for kind, values in VALUES.items():
+            for kind, values in (VALUES | {"of a wrong type": NO_TYPE}).items():
                 name = random.Random(f"{script} {key} {kind}").choice(list(values))
                 if kind != "no number" and (script, key, name) not in LONG:
                     yield f"{script} {key} {name}", script, key, values[name]
@@ -207,6 +208,7 @@ def test_scripts_too(
     before = {path: path.read_bytes() for path in finished.iterdir()}
     ended = command(*start, f"{key}={words(value)}", name=script)
     assert ended.code in (0, 1), ended.err
+    assert ended.code == 1 or value != [[1]], "a key that nothing reads"
     if ended.code == 1:
         assert key.rpartition(".")[2] in ended.error or SAID.get(key, key) in ended.error, ended.error
         assert "debug=true" not in ended.error
