@@ -14,6 +14,7 @@ from PIL import Image
 from twoview import page, pretrain
 from twoview.card import atlas, facts, figures, parts, report
 from twoview.card.command import evaluate_command
+from twoview.checkpoint import read_checkpoint
 from twoview.data.shapes import shapes
 
 Command = Callable[..., Any]
@@ -186,6 +187,21 @@ def test_other_data_is_refused(
     assert not (finished / "card").exists()
 
 
+@pytest.mark.usefixtures("drawn_once")
+def test_a_run_of_other_code_is_compared_on_demand_only(finished: Path, command: Command, tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(finished)
+    checkpoint["twoview"]["identity"]["code"] = "of old"
+    checkpoint["twoview"]["config"]["epochs"] = 7
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    words = [f"ckpt={finished}", "against=last.ckpt", "out=card", *SMALL, *NONE]
+    error = command(*words, name="evaluate").error
+    assert "against=last.ckpt: code of twoview of the two runs differ" in error
+    assert "across=true" in error
+    assert command(*words, "across=true", name="evaluate").code == 0
+    told = strict(tmp_path / "card" / "card.json")["caveats"]
+    assert "The other run differs: epochs=7 instead of 2; another code of twoview." in told
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -200,6 +216,7 @@ def test_other_data_is_refused(
         (["strengths=[]"], "strengths"),
         (["holdout=1"], "holdout=1"),
         (["against=nowhere.ckpt"], "nowhere.ckpt"),
+        (["across=perhaps"], "across='perhaps' is not true or false"),
         (["map_images=many"], "map_images='many' is not a whole number"),
     ],
 )

@@ -141,7 +141,7 @@ def test_weights_that_do_not_fit_are_refused(finished: Path, tmp_path: Path, cha
     else:
         checkpoint["twoview"]["config"]["encoder"] = {"_target_": "twoview.encoder.resnet.resnet18"}
     torch.save(checkpoint, tmp_path / "wrong.ckpt")
-    with pytest.raises(UserError, match=r"wrong\.ckpt do not fit the encoder of its own configuration"):
+    with pytest.raises(UserError, match=r"wrong\.ckpt do not fit the encoder of its configuration"):
         load_encoder(tmp_path / "wrong.ckpt")
 
 

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from twoview import pretrain
-from twoview.checkpoint import Damaged, read_checkpoint, read_newest
+from twoview.checkpoint import Damaged, load_encoder, read_checkpoint, read_newest
 from twoview.errors import UserError
+from twoview.evaluate.features import digest
 from twoview.monitor import Meter
 from twoview.saving import AtomicCheckpointIO, Checkpoints, held, kept
 from twoview.verify import first_difference
@@ -67,6 +70,27 @@ def test_a_flipped_bit_anywhere_is_noticed_or_harmless(finished: Path, tmp_path:
             continue
         for name, value in good["state_dict"].items():
             assert torch.equal(value, found["state_dict"][name]), (at, name)
+
+
+def test_a_flipped_bit_anywhere_in_exported_weights_is_noticed(finished: Path, tmp_path: Path) -> None:
+    """There is nothing harmless in the file: names, numbers, what is said about them, and the checksum itself."""
+    data = (finished / "encoder.safetensors").read_bytes()
+    said = range(8, 8 + int.from_bytes(data[:8], "little"))
+    draw = random.Random(0)
+    for at in [*range(8), *draw.sample(said, 100), *(draw.randrange(said.stop, len(data)) for _ in range(60))]:
+        path = Path(shutil.copy(finished / "encoder.safetensors", tmp_path / "encoder.safetensors"))
+        flip(path, at)
+        with pytest.raises(UserError, match=r"encoder\.safetensors"):
+            load_encoder(path)
+
+
+def test_exported_weights_from_before_checksums_are_taken(finished: Path, tmp_path: Path) -> None:
+    path = finished / "encoder.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    del metadata["sha256"]
+    save_file(load_file(path), tmp_path / path.name, metadata=metadata)
+    assert digest(load_encoder(tmp_path / path.name)) == digest(load_encoder(path))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
@@ -212,7 +236,7 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(
     assert first.stdout is not None
     assert first.stdout.readline()
     error = command(*tiny, "hydra.run.dir=run").error
-    assert f"another run is at work in {run} (process {first.pid} on " in error
+    assert f"another process is at work in {run} (process {first.pid} on " in error
     assert [path.name for path in run.iterdir()] == [".lock"]
     (run / ".last.ckpt.1.part").write_text("half")
     first.kill()
@@ -227,7 +251,7 @@ def test_a_folder_that_was_made_in_vain_goes(tmp_path: Path) -> None:
         raise KeyError
     assert not (tmp_path / "a" / "b").exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write into the run folder"), held(tmp_path / "file"):
+    with pytest.raises(UserError, match="cannot write into the folder"), held(tmp_path / "file"):
         pass
 
 

@@ -98,6 +98,8 @@ BAD = [
     (["checkpoint.keep=0"], [r"checkpoint\.keep", r"at least 1"]),
     (["checkpoint.on_error=ignore"], [r"checkpoint\.on_error", r"stop, continue"]),
     (["resume=auto"], [r"resume=auto", r"hydra\.run\.dir="]),
+    (["loader.batch_size=32"], [r"loader\.batch_size=32 is not batch_size=64: set batch_size alone"]),
+    (["loader.seed=3"], [r"loader\.seed=3 is not seed=0: set seed alone"]),
     (["loader.max_batches=0"], [r"loader\.max_batches", r"at least 1"]),
     (["loader.num_workers=-1"], [r"loader\.num_workers", r"negative"]),
     (["model.temperature=0"], [r"model\.temperature must be positive"]),

@@ -51,14 +51,16 @@ def test_a_difference_names_what_differs_and_nothing_else(root: Path, capsys: py
     assert "optimizer.lr_per_256" in out
     assert "without effect" in next(line for line in out.splitlines() if line.strip().startswith("name"))
     assert "seed" not in out
-    assert "linear" in out
 
 
-def test_results_of_other_data_are_compared_on_demand_only(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_of_other_runs_are_compared_on_demand_only(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "knn" in said(capsys, "diff", root / "one", root / "killed")  # the same run
+    out = said(capsys, "diff", root / "one", root / "two")
+    assert "results are not compared, since the runs are of other configuration:" in out
     path = root / "two" / "identity.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"data": "other"}))
     out = said(capsys, "diff", root / "one", root / "two")
-    assert "results are not compared: training images differ" in out
+    assert "results are not compared, since the runs are of other configuration, training images:" in out
     assert "linear" not in out
     assert "linear" in said(capsys, "diff", root / "one", root / "two", "--across")
 

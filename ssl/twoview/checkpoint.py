@@ -5,6 +5,7 @@ configuration and the normalisation of the images. It consists of tensors and pl
 `weights_only=True` and runs no code, and it rebuilds its own encoder.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from twoview import schema
 from twoview.errors import UserError
 from twoview.evaluate.features import ImageEncoder
 from twoview.saving import FORMAT as FORMAT
@@ -28,7 +30,6 @@ from twoview.saving import AtomicCheckpointIO as AtomicCheckpointIO
 from twoview.saving import Checkpoints as Checkpoints
 from twoview.saving import Interrupted as Interrupted
 from twoview.saving import kept, replace_durably
-from twoview.schema import build
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,8 @@ def load_encoder(path: str | Path, encoder_of: str = "query") -> ImageEncoder:
 
     `path` is a checkpoint, a run folder or an `encoder.safetensors`. The network is rebuilt from the file alone;
     every weight must be there and nothing else. The attribute `encoder` is the plain network, `config` the
-    configuration of the run. `encoder_of="key"` gives the key encoder of MoCo instead of the one that is trained.
+    configuration of the run, `identity` who it is (`twoview.identity`). `encoder_of="key"` gives the key encoder of
+    MoCo instead of the one that is trained.
     """
     if encoder_of not in ("query", "key"):
         raise UserError(f"encoder_of must be query or key, not {encoder_of}")
@@ -141,9 +143,13 @@ def load_encoder(path: str | Path, encoder_of: str = "query") -> ImageEncoder:
     try:
         encoder.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise UserError(f"the weights in {path} do not fit the encoder of its own configuration: {error}") from error
+        raise UserError(
+            f"the weights in {path} do not fit the encoder of its configuration: {_first(error)}"
+        ) from error
     frozen = ImageEncoder(encoder, about["normalization"]["mean"], about["normalization"]["std"])
     frozen.config = about["config"]
+    identity = about.get("identity")
+    frozen.identity = identity if isinstance(identity, dict) else {}  # type: ignore[assignment]
     shape: Any = about.get("image_shape")
     frozen.image_shape = shape  # (C, H, W) of the training set; files of old lack it
     return frozen.requires_grad_(False).eval()
@@ -157,8 +163,8 @@ def load_projector(path: str | Path) -> nn.Module:
     checkpoint = read_checkpoint(path)
     config = checkpoint["twoview"]["config"]
     encoder = build_encoder(config)
-    recipe = instantiate_own(config["optimizer"])
-    model = instantiate_own(config["model"], encoder=encoder, optimizer=recipe)
+    recipe = instantiate_own(config.get("optimizer"), "optimizer")
+    model = instantiate_own(config.get("model"), "model", encoder=encoder, optimizer=recipe)
     weights = {
         name.removeprefix("projector."): value
         for name, value in checkpoint["state_dict"].items()
@@ -167,22 +173,35 @@ def load_projector(path: str | Path) -> nn.Module:
     try:
         model.projector.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise UserError(f"the weights in {path} do not fit the head of its own configuration: {error}") from error
+        raise UserError(f"the weights in {path} do not fit the head of its configuration: {_first(error)}") from error
     projector: nn.Module = model.projector
     return projector.requires_grad_(False).eval()
 
 
+def _first(error: RuntimeError) -> str:
+    """Of torch's list of what does not fit, one to a line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+    return lines[min(1, len(lines) - 1)] + more
+
+
 def build_encoder(config: Mapping[str, Any]) -> nn.Module:
     """A freshly initialised encoder of a run's configuration."""
-    return instantiate_own(config["encoder"])
+    return instantiate_own(config["encoder"], "encoder")
 
 
-def instantiate_own(node: Mapping[str, Any], **arguments: Any) -> Any:
+def instantiate_own(node: Any, section: str, /, **arguments: Any) -> Any:
     """Builds an object of twoview's from a configuration that may come from a stranger: targets outside the package
-    are refused.
+    are refused, and so is what their constructors do not take.
     """
     refuse_foreign(node)
-    return build(node, **arguments)
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise UserError(f"the configuration in the checkpoint is damaged: {section} has no _target_")
+    try:
+        schema.check(node, section)
+    except UserError as error:
+        raise UserError(f"the configuration in the checkpoint is damaged: {error}") from error
+    return schema.build(node, **arguments)
 
 
 def refuse_foreign(node: Any) -> None:
@@ -193,8 +212,8 @@ def refuse_foreign(node: Any) -> None:
                 f"the configuration in the checkpoint wants to call {node['_target_']!r}, which is not part of "
                 "twoview: refused"
             )
-        for value in node.values():
-            refuse_foreign(value)
+        for part in (*node, *node.values()):
+            refuse_foreign(part)
     elif isinstance(node, list | tuple):
         for value in node:
             refuse_foreign(value)
@@ -222,14 +241,26 @@ def _is_own(target: Any) -> bool:
 
 
 def save_encoder(encoder: nn.Module, about: Mapping[str, Any], path: Path) -> None:
-    """Writes `encoder.safetensors`: the weights under the network's own keys, and in the metadata what rebuilds it."""
+    """Writes `encoder.safetensors`: the weights under the network's own keys, and in the metadata what rebuilds it and
+    a checksum over both.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-        save_file(weights, part, metadata={"twoview": json.dumps(dict(about))})
+        text = json.dumps(dict(about))
+        save_file(weights, part, metadata={"twoview": text, "sha256": _checksum(weights, text)})
         replace_durably(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _checksum(weights: Mapping[str, torch.Tensor], about: str) -> str:
+    """sha256 (hex) over names, types, shapes and bytes of the weights, and what is said about them."""
+    sha = hashlib.sha256(about.encode())
+    for name, tensor in sorted(weights.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -237,13 +268,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
         raise UserError(f"there is no file {path}")
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("twoview", "null"))
+            metadata = file.metadata() or {}
+        text = metadata.get("twoview", "null")
+        about = json.loads(text)
         weights = load_file(path)
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(about, dict):
         raise UserError(
             f"{path} was not written by twoview: its metadata lack the configuration that rebuilds the encoder"
+        )
+    # Files of old have no checksum, and nothing but `twoview`: one whose name is damaged is none of them.
+    if metadata.keys() != {"twoview"} and metadata.get("sha256") != _checksum(weights, text):
+        raise Damaged(
+            f"{path} is damaged: its checksum is wrong; use last.ckpt of the run, or export it again from that"
         )
     _check_about(about, path)
     return weights, about

@@ -173,6 +173,8 @@ def explain(error: BaseException) -> str:
         return f"out of memory: use a smaller batch_size ({' '.join(str(error).split())[:200]})"
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    if "embedded null" in str(error):  # Python's, of a path from a configuration
+        return "a path holds the null character, which no file can be called by: name another"
     if "DataLoader worker" in str(error):
         return (
             "a process that loads images has ended (killed, often for want of memory): use fewer of them "

@@ -89,7 +89,7 @@ def _sets(config: dict[str, Any], encoder: ImageEncoder) -> dict[str, ImageSet]:
         load = schema.build(config["data"])
     else:
         own: dict[str, Any] = encoder.config  # type: ignore[assignment]
-        load = instantiate_own(own["data"])
+        load = instantiate_own(own["data"], "data")
     loaded = {split: load(split=split) for split in SPLITS[config["split"]]}
     found = {split: images for split, images in loaded.items() if images is not None}
     if not found:

@@ -128,6 +128,7 @@ def write_safetensors(encoder: ImageEncoder, path: Path) -> Function:
         "config": encoder.config,
         "normalization": {"mean": encoder.mean.tolist(), "std": encoder.std.tolist()},
         "image_shape": encoder.image_shape,
+        "identity": encoder.identity,
     }
     named = path.with_name(path.name + ".safetensors")  # by its suffix it is known
     try:

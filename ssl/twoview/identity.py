@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ LEFT_OUT = {
     "resume",
     "allow_changes",
     "data.root",
+    "data.unverified",
     "log_every_steps",
     # when something is measured or saved, not what
     "knn.every_epochs",
@@ -52,7 +53,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
     A field counts unless it is in `LEFT_OUT`, so a new one counts by itself. Left out, and why:
 
     - `name`, `debug`, `resume`, `allow_changes`, `log_every_steps`: what a run is called, how it was started and what
-      it shows. `data.root` is a path: the digest of the data stands for what lies there.
+      it shows. `data.root` is a path, and `data.unverified` leave to read what lies there: the digest of the data
+      stands for that.
     - `checkpoint`, `trainer.max_time`, `every_epochs` of the monitors: when something is saved or measured. What the
       monitors measure counts (`knn.k`, ...): their numbers are part of the result.
     - `channels_last`, `augment.compile`, `loss.chunk`, `model.chunk`, `loader.num_workers`, and of the trainer
@@ -168,6 +170,22 @@ def follow(
     step = checkpoint.get("global_step")
     log.info("going on from step %s with changes: %s", step, said)
     return replace(identity, after=f"{before.get('run_hash', 'unknown')}@{step}")
+
+
+BESIDE = {"data": "training images", "code": "code of twoview", "precision": "precision", "after": "run gone on from"}
+
+
+def apart(*identities: Mapping[str, Any], but: Collection[str] = ()) -> list[str]:
+    """What stored identities differ in beside their configurations, in words; what none of them tells is among it.
+
+    Results that are apart so are compared only where a flag says so. `but` names parts that may differ.
+    """
+    unlike = []
+    for part, what in BESIDE.items():
+        values = [identity.get(part) for identity in identities]
+        if part not in but and (None in values or any(value != values[0] for value in values)):
+            unlike.append(what)
+    return unlike
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -47,6 +47,8 @@ KEYS = {
     "allow_changes": bool | None,
 }
 
+WRITTEN = ("config.yaml", "identity.json", "metrics.csv", "last.ckpt", "summary.json", "encoder.safetensors")
+COPIED = ("batch_size", "seed")  # of the loader: other parts of the run go by the same numbers
 EXIT_CODES = {"stopped: ctrl-C": 130, "stopped: SIGUSR1": 138, "stopped: SIGTERM": 143}  # 128 + the signal's number
 
 
@@ -60,7 +62,24 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     if getattr(rank_zero_only, "rank", 0):  # the first of several processes holds the folder for all
         return _run(config, run_dir)
     with held(run_dir):
+        _check_places(run_dir)
         return _run(config, run_dir)
+
+
+def _check_places(run_dir: Path) -> None:
+    """UserError for what stands where a file is to be written: it is known before hours of training."""
+    for name in WRITTEN:
+        path = run_dir / name
+        try:
+            reason = "it is a folder" if path.stat() and path.is_dir() else None
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            reason = error.strerror
+        if reason:
+            raise UserError(
+                f"cannot write {path}: {reason}; move it away, or choose another folder by hydra.run.dir=..."
+            )
 
 
 def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
@@ -150,6 +169,12 @@ def check(config: dict[str, Any]) -> None:
     for key in MONITORS:
         if not isinstance(config.get(key), dict | None):
             raise UserError(f"{key}={config[key]!r}: give its keys, as {key}.every_epochs=1, or {key}=null for none")
+    for key in COPIED:
+        if key in config["loader"] and config["loader"][key] != config[key]:
+            raise UserError(
+                f"loader.{key}={config['loader'][key]} is not {key}={config[key]}: set {key} alone, which the loader "
+                "follows"
+            )
     if config["epochs"] < 1:
         raise UserError(f"epochs={config['epochs']}: a run needs at least one epoch")
     if not 0 <= config["seed"] < 2**32:
@@ -217,7 +242,7 @@ def _write_config(config: dict[str, Any], identity: dict[str, str], run_dir: Pat
         (run_dir / "identity.json").write_text(json.dumps(identity | {"began": began}, indent=2) + "\n")
     except OSError as error:
         raise UserError(
-            f"cannot write into the run folder {run_dir}: {error.strerror}; choose another by hydra.run.dir=..."
+            f"cannot write {error.filename or run_dir}: {error.strerror}; choose another folder by hydra.run.dir=..."
         ) from error
 
 

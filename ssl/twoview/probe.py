@@ -105,7 +105,7 @@ def subject(config: dict[str, Any], labelled: bool = True) -> Subject:
         schema.check(config["data"], "data")
         load = schema.build(config["data"])
     else:
-        load = instantiate_own(own["data"])
+        load = instantiate_own(own["data"], "data")
     train, test = load(split="train"), load(split="test")
     if test is None:
         if labelled:

@@ -14,9 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from twoview.errors import UserError
-from twoview.identity import config_hash, flat, relevant
-
-IDENTITY = {"data": "training images", "code": "code", "precision": "precision", "after": "run gone on from"}
+from twoview.identity import BESIDE, apart, config_hash, differences, flat, relevant
 
 WIDTH = 240  # characters of a line in files and pipes
 
@@ -119,7 +117,7 @@ def list_runs(root: Path) -> Table:
 def show_run(folder: Path) -> Table:
     run = read_run(folder)
     table = Table("key", "value", box=None)
-    for key, value in (run.row() | {k: run.identity.get(k) for k in IDENTITY} | flat(run.config)).items():
+    for key, value in (run.row() | {k: run.identity.get(k) for k in BESIDE} | flat(run.config)).items():
         table.add_row(Text(key), Text(_word(value)))
     return table
 
@@ -127,29 +125,31 @@ def show_run(folder: Path) -> Table:
 def diff_runs(a: Path, b: Path, across: bool = False) -> Group:
     """What two runs differ in: data, code, fields of the configuration, and results.
 
-    Results of other data, code or precision are not compared unless `across`.
+    Results of runs that are not the same (other configuration, data, code or precision) are not compared unless
+    `across`.
     """
     one, two = read_run(a), read_run(b)
     table = Table("", str(a), str(b), box=None)
-    apart = []
-    for key, what in IDENTITY.items():
-        mine, theirs = one.identity.get(key), two.identity.get(key)
-        if mine != theirs or mine is None:
-            apart.append(what)
-            table.add_row(Text(what), Text(_word(mine, "unknown")), Text(_word(theirs, "unknown")))
+    unlike = apart(one.identity, two.identity)
+    for key, what in BESIDE.items():
+        if what in unlike:
+            mine, theirs = (_word(run.identity.get(key), "unknown") for run in (one, two))
+            table.add_row(Text(what), Text(mine), Text(theirs))
     counts = relevant(one.config) | relevant(two.config)
     old, new = ({**flat(run.config), **relevant(run.config)} for run in (one, two))
     for key in sorted(old.keys() | new.keys(), key=lambda key: (key not in counts, key)):
         if old.get(key) != new.get(key):
             note = "" if key in counts else "  (without effect on the result)"
             table.add_row(Text(key + note), Text(_word(old.get(key))), Text(_word(new.get(key))))
-    if apart and not across:
+    if differences(one.config, two.config):
+        unlike.insert(0, "configuration")
+    if unlike and not across:
         return Group(
-            table, Text(f"results are not compared: {', '.join(apart)} differ or are unknown; --across compares them")
+            table, Text(f"results are not compared, since the runs are of other {', '.join(unlike)}: add --across")
         )
-    mine, theirs = one.row(), two.row()
+    rows = one.row(), two.row()
     for key in ("status", "epochs", "loss", "knn", "linear"):
-        table.add_row(Text(key), Text(_word(mine[key])), Text(_word(theirs[key])))
+        table.add_row(Text(key), *(Text(_word(row[key])) for row in rows))
     return Group(table)
 
 
@@ -187,7 +187,7 @@ def runs_command(words: Sequence[str]) -> int:
     diff = commands.add_parser("diff", help="what two runs differ in")
     diff.add_argument("a", type=Path)
     diff.add_argument("b", type=Path)
-    diff.add_argument("--across", action="store_true", help="compare results of other data or code all the same")
+    diff.add_argument("--across", action="store_true", help="compare results of runs that are not the same")
     export = commands.add_parser("export", help="all runs as CSV, with all keys of their configurations")
     export.add_argument("--out", type=Path, default=Path("runs.csv"))
     for command in (listing, export):

@@ -237,18 +237,19 @@ class Checkpoints(pl.Callback):
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Holds a run folder, which is made if need be: UserError where another process holds it.
+def held(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
+    """Holds the folder of a run or a study, which is made if need be: UserError where another process holds it.
+    `key` is the word that chooses another folder.
 
     The system lets go of it whatever ends the process. What a process left half-written that was killed is removed.
     """
     try:
         made = not folder.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
-        file = _lock(folder / ".lock")
+        file = _lock(folder / ".lock", key)
     except OSError as error:
         raise UserError(
-            f"cannot write into the run folder {folder}: {error.strerror}; choose another by hydra.run.dir=..."
+            f"cannot write into the folder {folder}: {error.strerror}; choose another by {key}=..."
         ) from error
     try:
         for part in folder.glob(".*.part"):
@@ -262,7 +263,7 @@ def held(folder: Path) -> Iterator[None]:
                 folder.rmdir()  # unless something is in it
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, key: str) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -276,11 +277,11 @@ def _lock(path: Path) -> int:
             holder = os.read(file, 100).decode(errors="replace").strip()
             os.close(file)
             raise UserError(
-                f"another run is at work in {path.parent} ({holder}): wait for it or stop it, or choose another folder "
-                "by hydra.run.dir=..."
+                f"another process is at work in {path.parent} ({holder}): wait for it or stop it, or choose another "
+                f"folder by {key}=..."
             ) from None
         except OSError:  # a file system without locks
-            log.warning("%s cannot be locked: nothing keeps a second run out of this folder", path.parent)
+            log.warning("%s cannot be locked: nothing keeps a second process out of it", path.parent)
             return file
         with suppress(FileNotFoundError):
             if os.fstat(file).st_ino == os.stat(path).st_ino:  # else its holder has just removed it

@@ -158,6 +158,35 @@ def test_another_study_in_the_folder_is_refused(study: Command, tmp_path: Path) 
     assert times(tmp_path / "study") == before
 
 
+def test_two_studies_at_once_in_a_folder_are_refused(study: Command, tmp_path: Path) -> None:
+    hold = "import sys, pathlib; from twoview.saving import held\nwith held(pathlib.Path(sys.argv[1])):\n"
+    hold += " print(1, flush=True)\n sys.stdin.read()"
+    words = [sys.executable, "-c", hold, str(tmp_path / "study")]
+    first = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdout is not None
+    assert first.stdout.readline()
+    error = study("study.seeds=1", "folder=study").error
+    assert f"another process is at work in study (process {first.pid} on " in error
+    assert "by folder=..." in error
+    assert [path.name for path in (tmp_path / "study").iterdir()] == [".lock"]
+    first.communicate()
+    assert not (tmp_path / "study").exists()
+
+
+def test_arms_of_other_code_are_not_mixed_unless_a_flag_says_so(study: Command, tmp_path: Path) -> None:
+    assert study("study.seeds=1", "folder=study").code == 0
+    for path in (tmp_path / "study").glob("arms/*/result.json"):
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps(result | {"identity": result["identity"] | {"code": "of old"}}))
+    assert study("study.seeds=1", "folder=study").code == 0  # all are of one code
+    before = times(tmp_path / "study")
+    error = study("study.seeds=2", "folder=study").error
+    assert "2 runs of the study were made with other code of twoview" in error
+    assert times(tmp_path / "study") == before
+    assert study("study.seeds=2", "folder=study", "allow_changes=true").code == 0
+    assert "(allow_changes=true): code of twoview" in (tmp_path / "study" / "report.md").read_text()
+
+
 def test_results_of_different_protocols_are_refused(study: Command, tmp_path: Path) -> None:
     assert study("study.seeds=1", "folder=study").code == 0
     path = next((tmp_path / "study").glob("arms/*/result.json"))

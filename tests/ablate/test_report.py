@@ -97,6 +97,24 @@ def metrics(top1: float) -> dict[str, Any]:
     }
 
 
+def test_runs_that_differ_in_more_than_the_study_varies_are_refused(tmp_path: Path) -> None:
+    who = {"data": "d", "code": "c", "precision": "32-true", "after": ""}
+    numbers = iter(range(100))
+
+    def on(part: str) -> Callable[[dict[str, Any]], None]:
+        return lambda result: result.update(identity=who | {part: str(next(numbers))})
+
+    for part, what in {"data": "training images", "code": "code", "precision": "precision", "after": "gone on"}.items():
+        folder = study(tmp_path / part, at(0, 0.5), change=on(part))
+        with pytest.raises(UserError, match=f"{what}.*allow_changes=true"):
+            read(folder)
+        study(folder, at(0, 0.5), change=on(part), allow_changes=True)
+        assert what in words.caveats(read(folder))[0]
+    varied = {"data": [1, 2]}
+    arms: dict[str, tuple[Place, float]] = {f"data={n}": ({"data": n}, 0.6) for n in (1, 2)}
+    assert not read(study(tmp_path / "varied", arms, axes=varied, change=on("data"))).unlike
+
+
 def at(*strengths: float) -> dict[str, tuple[Place, float]]:
     return {f"s={s:g}": ({"augment.strength": s}, 0.60 + 0.1 * min(s, 0.5)) for s in strengths}
 

@@ -21,6 +21,7 @@ from twoview.data import cifar10 as module
 from twoview.data.cifar10 import cifar10, cifar100
 from twoview.data.images import ImageSet
 from twoview.errors import UserError
+from twoview.identity import data_digest
 
 ROWS = {"train": 10, "test": 4}
 NAMES = [f"class {i}" for i in range(100)]
@@ -175,6 +176,35 @@ def test_a_planted_pickle_is_never_executed(batches: Path, name: str) -> None:
     (batches / "cifar-10-batches-py" / name).write_bytes(evil)
     with pytest.raises(UserError, match=f"{name} is damaged or not the original"):
         cifar10(batches, "test" if name == "test_batch" else "train")
+    assert not mark.exists()
+
+
+def test_batches_of_another_hand_are_read_if_the_user_says_so(batches: Path) -> None:
+    file = batches / "cifar-10-batches-py" / "data_batch_1"
+    rows = np.stack([picture(i).ravel() for i in (7, 8)])
+    file.write_bytes(pickle.dumps({"data": rows, "labels": [0, 1]}, protocol=0))
+    with pytest.raises(UserError, match=r"wrong checksum.*data\.unverified=true"):
+        cifar10(batches, "train")
+    found = cifar10(batches, "train", unverified=True)
+    assert np.array_equal(found.images[0], picture(7))
+    assert data_digest(found) != data_digest(cifar10(batches, "test"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (lambda mark: Evil(mark), "wants to call pathlib.*: refused"),
+        (lambda mark: {"data": Evil(mark)}, "wants to call pathlib.*: refused"),
+        (lambda mark: {"data": [1], "labels": [0]}, "does not hold what CIFAR-10 does"),
+        (lambda mark: {}, "does not hold what CIFAR-10 does"),
+        (lambda mark: 3, "is no batch of CIFAR-10"),
+    ],
+)
+def test_not_even_then_is_a_pickle_executed(batches: Path, content: Callable[[Path], Any], says: str) -> None:
+    mark = batches / "executed"
+    (batches / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps(content(mark)))
+    with pytest.raises(UserError, match=says):
+        cifar10(batches, "train", unverified=True)
     assert not mark.exists()
 
 

@@ -15,6 +15,9 @@ import pytest
 COUNTS: dict[str, tuple[int, int]] = {}  # of each table: its cases, and those of the quick draw
 
 
+DRAWS = [20, pytest.param(1000, marks=pytest.mark.slow)]  # of what hypothesis draws: not among the cases counted
+
+
 def table(name: str, cases: Iterable[tuple[Any, ...]], quick: int) -> list[Any]:
     """The cases for `parametrize`, the first member of each being its name. All but a fixed draw are slow."""
     rows = list(cases)

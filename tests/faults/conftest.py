@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def _little_memory() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with no_litter(tmp_path, monkeypatch):
+        yield
+
+
+@contextmanager
+def no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Temporary files lie in a folder that is empty again, and beside the results there is none."""
     multiprocessing.util.get_temp_dir()  # made once for the life of the process: outside the folder that goes
     temporary = Path(tempfile.mkdtemp())

@@ -115,10 +115,16 @@ SECTIONS = {
 
 
 def configurations() -> Iterator[tuple[Any, ...]]:
-    for attack, (name, sections) in itertools.product(attacks(Path()), SECTIONS.items()):
-        for section, form in itertools.product(sections, ("last.ckpt", "encoder.safetensors")):
-            if name != "train" or form == "last.ckpt":
-                yield f"{attack}, {section} of {form}, {name}", attack, name, section, form
+    """Every attack in one place, and the first in every place."""
+    places = [
+        (name, section, form)
+        for name, sections in SECTIONS.items()
+        for section, form in itertools.product(sections, ("last.ckpt", "encoder.safetensors"))
+        if name != "train" or form == "last.ckpt"
+    ]
+    for number, attack in enumerate(attacks(Path())):
+        for name, section, form in places if number == 0 else [places[number % len(places)]]:
+            yield f"{attack}, {section} of {form}, {name}", attack, name, section, form
 
 
 @pytest.mark.parametrize(
@@ -179,7 +185,9 @@ WRONG: dict[str, Any] = {
         "descriptions in checkpoints",
         [
             (f"{'.'.join(place)} {kind}, {form}", place, kind, form)
-            for place, kind, form in itertools.product(ABOUT, WRONG, ("last.ckpt", "encoder.safetensors"))
+            for (place, kind), form in zip(
+                itertools.product(ABOUT, WRONG), itertools.cycle(("last.ckpt", "encoder.safetensors"))
+            )
         ],
         8,
     ),

@@ -3,7 +3,6 @@ cannot be written.
 """
 
 import fcntl
-import itertools
 import json
 import os
 import pty
@@ -55,9 +54,10 @@ def healthy(folder: Path) -> None:
 # Terminals. A pseudo-terminal is one to the command.
 
 TERMINALS = [
-    (f"{columns} columns, {term}", columns, rows, term)
-    for (columns, rows), term in itertools.product(
-        ((20, 24), (1, 1), (80, 24), (500, 3), (0, 0)), ("xterm", "dumb", "")
+    (f"{columns} columns, {term or 'of no kind'}", columns, rows, term)
+    for columns, rows, term in (
+        *((20, 24, "xterm"), (1, 1, "xterm"), (500, 3, "xterm"), (0, 0, "xterm")),
+        *((20, 24, "dumb"), (80, 24, "dumb"), (80, 24, ""), (0, 0, "")),
     )
 ]
 

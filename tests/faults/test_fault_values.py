@@ -4,6 +4,8 @@ ends.
 
 import functools
 import json
+import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,22 +25,15 @@ TINY += ("model.projector.hidden_dim=8", "batch_size=8", "epochs=1", "loader.max
 TINY += ("log_every_steps=1", "knn.every_epochs=1")
 LIMIT = "00:02"  # of a run whose other values are healthy
 
-VALUES: dict[str, Any] = {
-    "text": "wrong",
-    "no text": "",
-    "null": None,
-    "negative": -1,
-    "zero": 0,
-    "half": 0.5,
-    "huge": 10**18,
-    "beyond 64 bits": 10**30,
-    "tiny": 1e-300,
-    "infinite": float("inf"),
-    "not a number": float("nan"),
-    "true": True,
-    "list": [],
-    "section": {},
+# Each key gets one value of each kind: those of a kind take the same way through the code, whatever the key.
+VALUES: dict[str, dict[str, Any]] = {
+    "of a wrong type": {"text": "wrong", "no text": "", "true": True, "list": [], "section": {}},
+    "null": {"null": None},
+    "out of range": {"negative": -1, "zero": 0, "half": 0.5, "tiny": 1e-300},
+    "huge": {"huge": 10**18, "beyond 64 bits": 10**30},
+    "no number": {"infinite": float("inf"), "not a number": float("nan")},
 }
+ALL = {name: value for kind in VALUES.values() for name, value in kind.items()}
 # They start that many processes, wait for that many machines, or for a compiler.
 HONEST = {("trainer.devices", "huge"), ("trainer.num_nodes", "huge"), ("augment.compile", "true")}
 # Keys whose message tells of the matter in words of its own.
@@ -76,9 +71,10 @@ def keys() -> Iterator[tuple[str, str]]:
 
 def cases() -> Iterator[tuple[str, str, str, Any]]:
     for option, key in keys():
-        for kind, value in VALUES.items():
-            if (key, kind) not in HONEST and key != "debug":
-                yield f"{option} {key} {kind}".strip(), option, key, value
+        for kind, values in VALUES.items():
+            name = random.Random(f"{option} {key} {kind}").choice(list(values))
+            if (key, name) not in HONEST and key != "debug":
+                yield f"{option} {key} {name}".strip(), option, key, values[name]
 
 
 @functools.cache
@@ -149,10 +145,11 @@ def words(value: Any) -> str:
 
 
 def typed() -> Iterator[tuple[str, str, str, str]]:
-    """What the first table refuses, typed."""
-    for name, option, key, value in cases():
-        if value in ("wrong", -1, 10**30) and isinstance(value, str | int) and "_partial_" not in key:
-            yield name, option, key, words(value)
+    """Each key once, typed."""
+    for option, key in keys():
+        name = random.Random(f"{option} {key}").choice(["text", "negative", "beyond 64 bits"])
+        if "_partial_" not in key and key != "debug":
+            yield f"{option} {key} {name}".strip(), option, key, words(ALL[name])
 
 
 @pytest.mark.parametrize(("name", "option", "key", "value"), table("keys x wrong words typed", typed(), quick=10))
@@ -171,47 +168,51 @@ def test_typed_it_ends_in_one_message_or_a_run(
         assert not list(tmp_path.rglob("*.ckpt"))
 
 
-SCRIPTS = {
-    "linear_probe": ("ckpt", "encoder_of", "baseline", "strengths", "holdout", "seed", "device", "out"),
-    "knn": ("ckpt", "encoder_of", "baseline", "k", "temperature", "device", "out"),
-    "plot_run": ("run", "out"),
-    "preview_augment": ("mode", "images", "strengths", "draws", "seed", "epoch", "out", "tensorboard"),
-    "selftest": ("devices", "world", "out"),
+RUN = "the run"  # stands for the folder of a finished run
+QUICK = ["data=shapes", "data.n_train=16", "data.size=8"]
+# Of every command with a configuration of its own: words that make a moment of it.
+SCRIPTS: dict[str, list[str]] = {
+    "ablate_augment": [*TINY[:-1], "study=strength", "study.axes={augment.strength:[0,1]}", "folder=f", "dry_run=true"],
+    "doctor": [f"run={RUN}", "out=out.json"],
+    "embed": [f"ckpt={RUN}", "out=out.npz"],
+    "evaluate": [f"ckpt={RUN}", "out=card", "strengths=[0.01]", "k=[5]", "temperature=[0.1]", "fractions=[]"]
+    + [f"{part}_images=0" for part in ("corruption", "quality", "invariance", "map")],
+    "export": [f"ckpt={RUN}", "format=safetensors", "out=out.safetensors"],
+    "finetune": [f"ckpt={RUN}", "epochs=1", "label_fraction=0.5", "lr_per_256=[0.1]", "out=out.json"],
+    "knn": [f"ckpt={RUN}", "out=out.json"],
+    "linear_probe": [f"ckpt={RUN}", "strengths=[0.01]", "out=out.json"],
+    "plot_run": [f"run={RUN}", "out=out.png"],
+    "preview_augment": [*QUICK, "images=2", "strengths=[0]", "out=out.png"],
+    "selftest": ["devices=cpu", "world=2"],
 }
+NO_TYPE = {"list of lists": [[1]]}  # of no key: what takes it reads the key nowhere
+LONG = {("selftest", "world", "beyond 64 bits"), ("ablate_augment", "dry_run", "null")}
 
 
 def script_cases() -> Iterator[tuple[str, str, str, Any]]:
-    harmless = {("baseline", "true"), ("images", "true")}
-    for script, names in SCRIPTS.items():
-        for key in names:
-            for kind in ("text", "negative", "huge", "beyond 64 bits", "not a number", "list", "section"):
-                if (key, kind) in harmless or (script == "selftest" and kind in ("huge", "beyond 64 bits")):
-                    continue
-                yield f"{script} {key} {kind}", script, key, VALUES[kind]
+    """Every key of every command's own configuration with a value of each kind."""
+    for script in SCRIPTS:
+        content = yaml.safe_load((CONFIGS / f"{script}.yaml").read_text())
+        for key in leaves({k: v for k, v in content.items() if k not in ("defaults", "hydra", "debug")}, ""):
+            for kind, values in (VALUES | {"of a wrong type": NO_TYPE}).items():
+                name = random.Random(f"{script} {key} {kind}").choice(list(values))
+                if kind != "no number" and (script, key, name) not in LONG:
+                    yield f"{script} {key} {name}", script, key, values[name]
 
 
 @pytest.mark.parametrize(("name", "script", "key", "value"), table("keys of scripts", script_cases(), quick=8))
 def test_scripts_too(
     finished: Path, tmp_path: Path, command: Callable[..., Any], name: str, script: str, key: str, value: Any
 ) -> None:
-    start = {
-        "linear_probe": [f"ckpt={finished}", "strengths=[0.01]", "out=out.json"],
-        "knn": [f"ckpt={finished}", "out=out.json"],
-        "plot_run": [f"run={finished}", "out=out.png"],
-        "preview_augment": [
-            "data=shapes",
-            "data.n_train=16",
-            "data.size=8",
-            "images=2",
-            "strengths=[0]",
-            "out=out.png",
-        ],
-        "selftest": ["devices=cpu", "world=2"],
-    }[script]
-    before = {path.name: path.read_bytes() for path in finished.iterdir()}
-    ended = command(*[word for word in start if not word.startswith(f"{key}=")], f"{key}={words(value)}", name=script)
+    start = [word.replace(RUN, str(finished)) for word in SCRIPTS[script] if not word.startswith(f"{key}=")]
+    before = {path: path.read_bytes() for path in finished.iterdir()}
+    ended = command(*start, f"{key}={words(value)}", name=script)
     assert ended.code in (0, 1), ended.err
+    assert ended.code == 1 or value != [[1]], "a key that nothing reads"
     if ended.code == 1:
+        assert key.rpartition(".")[2] in ended.error or SAID.get(key, key) in ended.error, ended.error
         assert "debug=true" not in ended.error
         assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+    for path in set(finished.iterdir()) - before.keys():  # of a command without `out`
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert {path: path.read_bytes() for path in finished.iterdir()} == before

@@ -111,6 +111,7 @@ def _run(config: dict[str, Any], judge: Judge, folder: Path) -> dict[str, Any]:
         "error": None,
         "protocol": judge.protocol,
         "protocol_hash": judge.protocol_hash,
+        "identity": summary["identity"],
         "pretext": {
             "loss": summary["loss"],
             "chance_loss": summary["chance_loss"],

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any
 
 from twoview.ablate.compare import Difference, Interval, compare, mean_interval
 from twoview.errors import UserError
+from twoview.identity import apart
 
-NOT_METRICS = {"place", "machine", "versions", "words"}
+NOT_METRICS = {"place", "machine", "versions", "words", "identity"}
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ class Study:
         return next((run.facts[what][name] for run in self.finished if name in (run.facts.get(what) or {})), {})
 
     @cached_property
+    def unlike(self) -> list[str]:
+        """What its runs differ in that the study does not vary, in words: code, training images, precision."""
+        return mixed([dict(run.facts.get("identity") or {}) for run in self.finished], self.settings["axes"])
+
+    @cached_property
     def means(self) -> dict[str, float]:
         """Of the headline metric, over the seeds; so for all arms below."""
         return {arm: fmean(by.values()) for arm, by in self.values(self.headline).items()}
@@ -143,10 +149,24 @@ def read(folder: Path) -> Study:
             )
         runs[arm, seed] = Run(arm, seed, facts, dict(flat(facts)), path.parent)
     study = Study(folder, settings, runs)
+    if study.unlike and not settings.get("allow_changes"):
+        raise UserError(
+            f"runs of the study in {folder} differ in what it does not vary ({', '.join(study.unlike)}): delete the "
+            "old ones, or say allow_changes=true to compare them all the same"
+        )
     if not study.values(study.headline):
         failed = f"; the first failed with: {study.failed[0].facts.get('error')}" if study.failed else ""
         raise UserError(f"no arm of the study in {folder} has finished, so there is nothing to report{failed}")
     return study
+
+
+def mixed(
+    identities: Sequence[Mapping[str, Any]], axes: Sequence[Mapping[str, Any]], but: Sequence[str] = ()
+) -> list[str]:
+    """What identities differ in beside what these axes vary, in words. Studies of old tell none."""
+    varied = {str(axis.get("key")).partition(".")[0] for axis in axes}
+    may = {part for part, section in (("data", "data"), ("precision", "trainer")) if section in varied}
+    return apart(*identities, but={*may, *but}) if any(identities) else []
 
 
 def _load(path: Path, remedy: str) -> dict[str, Any]:

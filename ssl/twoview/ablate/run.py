@@ -2,6 +2,7 @@
 writes the report.
 """
 
+import contextlib
 import csv
 import json
 import logging
@@ -33,7 +34,9 @@ from twoview.ablate.study import Arm, Plan, Study
 from twoview.command import explain, overrides, plain
 from twoview.data.images import ImageSet
 from twoview.errors import UserError
+from twoview.identity import code_digest, data_digest
 from twoview.progress import clock
+from twoview.saving import held
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +67,16 @@ def ablate_command(composed: DictConfig) -> int:
     study, judge = _check(config)
     base = training_config(config)
     pretrain.check(base)
-    folder = Path(config["folder"])
     plan = study.plan(base | {"choices": dict(HydraConfig.get().runtime.choices)})
     train = _labelled(base)
+    folder = Path(config["folder"])
+    with contextlib.nullcontext() if config["dry_run"] else held(folder, "folder"):
+        return _ablate(config, study, plan, judge, base, train, folder)
+
+
+def _ablate(
+    config: dict[str, Any], study: Study, plan: Plan, judge: Judge, base: dict[str, Any], train: ImageSet, folder: Path
+) -> int:
     more = []
     if config["budget"] is not None:
         runs = len(plan.arms) * len(study.seeds)
@@ -84,6 +94,8 @@ def ablate_command(composed: DictConfig) -> int:
     if config["dry_run"]:
         _list(jobs, todo, _seconds(base, judge, len(train)) if todo else None, base["epochs"])
         return 0
+    if todo:
+        _refuse_other_code([job for job in jobs if job not in todo], settings, train)
     _prepare(folder, settings, todo, composer.own)
     stopped = _launch(composer, todo, _batches(base, len(train)) * base["epochs"]) if todo else None
     if stopped:
@@ -150,6 +162,7 @@ def _settings(study: Study, plan: Plan, judge: Judge, base: dict[str, Any], trai
         "chance": 1 / len(train.classes),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "base": arm_hash(base | {"seed": 0}),
+        "allow_changes": bool(base.get("allow_changes")),
     }
 
 
@@ -162,6 +175,18 @@ def _refuse_other_study(folder: Path, settings: dict[str, Any]) -> None:
                 f"{folder} holds another study ({there.get('command')}): its {key} is {there[key]}, this one's "
                 f"{settings[key]}. Give this one a folder of its own by folder=..., or delete that one"
             )
+
+
+def _refuse_other_code(finished: Sequence[Job], settings: dict[str, Any], train: ImageSet) -> None:
+    """Said before hours of training: the report would refuse to compare old arms with new ones."""
+    now = {"code": code_digest(), "data": data_digest(train)}
+    known = [_json(job.folder / "result.json").get("identity") or {} for job in finished]
+    unlike = results.mixed([*known, now], settings["axes"], but=("precision", "after"))
+    if finished and unlike and not settings["allow_changes"]:
+        raise UserError(
+            f"{len(finished)} runs of the study were made with other {' and '.join(unlike)} than there are now: delete "
+            "their folders under arms, or say allow_changes=true to go on and compare them all the same"
+        )
 
 
 class _Composer:

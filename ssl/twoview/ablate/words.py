@@ -95,6 +95,10 @@ def caveats(study: Study) -> list[str]:
         if study.failed:
             text += f" Failed: {listed([f'{run.arm} (seed {run.seed})' for run in study.failed])}; see below."
         told.append(text)
+    if study.unlike:
+        told.append(
+            f"Compared although more differs than the study varies (allow_changes=true): {listed(study.unlike)}."
+        )
     if len(study.settings["seeds"]) == 1:
         told.append(
             "One seed: no interval can be given, and no difference can be told from the noise of the seeds. "

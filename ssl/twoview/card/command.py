@@ -32,6 +32,7 @@ from twoview.doctor import examine_run
 from twoview.errors import UserError
 from twoview.evaluate.features import ImageEncoder, extract
 from twoview.evaluate.labelled import check_strengths
+from twoview.identity import apart
 from twoview.probe import Subject, frozen, subject
 from twoview.progress import clock
 
@@ -41,6 +42,7 @@ KEYS = {
     "strengths": list[float],
     "holdout": float,
     "against": str | None,
+    "across": bool,
     "transfer": list[str],
     "k": list[int],
     "temperature": list[float],
@@ -199,6 +201,12 @@ def _networks(config: dict[str, Any], own: Subject) -> dict[str, tuple[ImageEnco
                         f"{len(theirs):,} images) is not this run's ({mine.name}, {len(mine):,}); judge both on the "
                         "same set by data=..."
                     )
+        unlike = apart(own.encoder.identity, other.encoder.identity)  # type: ignore[arg-type]
+        if unlike and not config["across"]:
+            raise UserError(
+                f"against={config['against']}: {', '.join(unlike)} of the two runs differ or are unknown, so more than "
+                "their configurations would be compared; across=true compares them all the same"
+            )
         found[OTHER] = (other.encoder, _projector(config["against"]))
     return found
 
@@ -212,7 +220,8 @@ def _untrained_projector(own: Subject, fresh: ImageEncoder) -> Any:
     run: dict[str, Any] = own.encoder.config  # type: ignore[assignment]
     if not isinstance(run.get("model"), dict) or not isinstance(run.get("optimizer"), dict):
         return None
-    model = instantiate_own(run["model"], encoder=fresh.encoder, optimizer=instantiate_own(run["optimizer"]))
+    recipe = instantiate_own(run["optimizer"], "optimizer")
+    model = instantiate_own(run["model"], "model", encoder=fresh.encoder, optimizer=recipe)
     return model.projector.requires_grad_(False).eval()
 
 

@@ -12,7 +12,9 @@ from twoview.artifact import checkpoint_file
 from twoview.card import parts
 from twoview.card.parts import OTHER, RUN, UNTRAINED, Judged
 from twoview.command import overrides
+from twoview.evaluate.features import ImageEncoder
 from twoview.evaluate.score import fingerprint
+from twoview.identity import apart, differences
 from twoview.probe import Subject
 from twoview.provenance import commit, machine, versions
 
@@ -78,6 +80,8 @@ def caveats(judged: Judged, own: Subject, missing: Mapping[str, str]) -> list[st
     if seen and list(seen) != list(own.train.shape):
         sizes = [f"{h} x {w}" for _, h, w in (seen, own.train.shape)]
         found.append(f"The encoder was trained on images of {sizes[0]} pixels and is judged on {sizes[1]}.")
+    if OTHER in judged.encoders:
+        found += _unlike(own.encoder, judged.encoders[OTHER].network)
     names = {RUN: "the encoder", UNTRAINED: "the untrained encoder", OTHER: "the other run's encoder"}
     same = [names[name] for name in parts.collapsed(judged.encoders)]
     found += [f"All training images have the same features: {name} tells nothing apart." for name in same]
@@ -93,6 +97,14 @@ def caveats(judged: Judged, own: Subject, missing: Mapping[str, str]) -> list[st
     quiet = ("curves", "doctor")  # the page says so where they would stand
     left_out = {name: why for name, why in missing.items() if why != reason and name not in quiet}
     return found + [f"{name.replace('_', ' ').capitalize()}: {why}" for name, why in left_out.items()]
+
+
+def _unlike(mine: ImageEncoder, theirs: ImageEncoder) -> list[str]:
+    """In what the other run is another one, if it is."""
+    changes = differences(mine.config, theirs.config)  # type: ignore[arg-type]
+    changes += [f"another {part}" for part in apart(mine.identity, theirs.identity)]  # type: ignore[arg-type]
+    more = f"; and {len(changes) - 8} more" if len(changes) > 8 else ""
+    return [f"The other run differs: {'; '.join(changes[:8])}{more}."] if changes else []
 
 
 def finite(node: Any) -> Any:

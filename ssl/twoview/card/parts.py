@@ -203,7 +203,11 @@ def pairs(judged: Judged) -> dict[str, Any]:
         raise UserError("the checkpoint does not say by which policy the positives were made")
     index = judged.some(judged.config["quality_images"], "positives")
     views = instantiate_own(
-        run["augment"] | {"mix": None}, mean=network.mean.tolist(), std=network.std.tolist(), seed=run.get("seed", 0)
+        run["augment"] | {"mix": None},
+        "augment",
+        mean=network.mean.tolist(),
+        std=network.std.tolist(),
+        seed=run.get("seed", 0),
     ).to(judged.device)
     parts: dict[str, list[list[dict[str, Tensor]]]] = {name: [[], []] for name in judged.encoders}
     for some in index.split(BATCH):

@@ -5,6 +5,7 @@ layout or as Hugging Face Parquet shards, else downloaded.
 """
 
 import hashlib
+import io
 import logging
 import os
 import pickle
@@ -74,17 +75,20 @@ CIFAR100 = Source(
 )
 
 
-def cifar10(root: str | Path, split: str) -> ImageSet:
-    """`<root>/cifar-10-batches-py`, else `<root>/cifar10/{train,test}-*.parquet`, else downloaded."""
-    return _load(CIFAR10, Path(root).expanduser(), split)
+def cifar10(root: str | Path, split: str, unverified: bool = False) -> ImageSet:
+    """`<root>/cifar-10-batches-py`, else `<root>/cifar10/{train,test}-*.parquet`, else downloaded.
+
+    Batches that are not the original ones, by their checksums, are a UserError unless `unverified`.
+    """
+    return _load(CIFAR10, Path(root).expanduser(), split, unverified)
 
 
-def cifar100(root: str | Path, split: str) -> ImageSet:
+def cifar100(root: str | Path, split: str, unverified: bool = False) -> ImageSet:
     """The same from `<root>/cifar-100-python` or `<root>/cifar100`; labels are the 100 fine ones."""
-    return _load(CIFAR100, Path(root).expanduser(), split)
+    return _load(CIFAR100, Path(root).expanduser(), split, unverified)
 
 
-def _load(source: Source, root: Path, split: str) -> ImageSet:
+def _load(source: Source, root: Path, split: str, unverified: bool) -> ImageSet:
     batches, shards = root / source.files.base_folder, root / source.name
     if not batches.is_dir() and any(shards.glob("*.parquet")):
         place = shards
@@ -93,7 +97,7 @@ def _load(source: Source, root: Path, split: str) -> ImageSet:
         if not batches.is_dir():
             _download(source, root)
         place = batches
-        images, labels, classes = _read_batches(source, batches, split)
+        images, labels, classes = _read_batches(source, batches, split, unverified)
     has = f"{len(images):,} images of {tuple(images.shape[1:])} in {len(classes)} classes"
     needs = f"{ROWS[split]:,} images of {SHAPE} in {source.classes} classes"
     if has != needs:
@@ -103,8 +107,22 @@ def _load(source: Source, root: Path, split: str) -> ImageSet:
     return ImageSet(source.name, images, labels, classes, source.mean, source.std)
 
 
-def _read_batches(source: Source, folder: Path, split: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """torchvision's layout: pickles. Unpickling can run code, so it waits until the checksum is right."""
+class _Arrays(pickle.Unpickler):
+    """Takes arrays and plain containers, and calls nothing else that a pickle names."""
+
+    CALLS = frozenset({"_reconstruct", "ndarray", "dtype", "encode"})
+    MODULES = frozenset({"numpy", "numpy.core.multiarray", "numpy._core.multiarray", "_codecs"})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in self.MODULES and name in self.CALLS:
+            return super().find_class(module, name)
+        raise UserError(f"it wants to call {module}.{name}: refused")
+
+
+def _read_batches(source: Source, folder: Path, split: str, unverified: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """torchvision's layout: pickles. Unpickling can run code, so it waits until the checksum is right, and calls what
+    makes arrays at most.
+    """
     remedy = f"delete {folder} to have {source.title} downloaded again"
 
     def unpickle(name: str, md5: str) -> dict[str, Any]:
@@ -112,16 +130,25 @@ def _read_batches(source: Source, folder: Path, split: str) -> tuple[Tensor, Ten
             data = (folder / name).read_bytes()
         except OSError as error:
             raise UserError(f"{folder / name} cannot be read ({error.strerror}): {remedy}") from None
-        if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
-            raise UserError(f"{folder / name} is damaged or not the original (wrong checksum): {remedy}")
-        return dict(pickle.loads(data, encoding="latin1"))
+        if not unverified and hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
+            raise UserError(
+                f"{folder / name} is damaged or not the original (wrong checksum): {remedy}, or read it all the same "
+                "by data.unverified=true"
+            )
+        try:
+            return dict(_Arrays(io.BytesIO(data), encoding="latin1").load())
+        except Exception as error:  # a pickle raises what it likes
+            raise UserError(f"{folder / name} is no batch of {source.title} ({error}): {remedy}") from error
 
     names = source.files.train_list if split == "train" else source.files.test_list
     entries = [unpickle(name, md5) for name, md5 in names]
     meta = unpickle(source.files.meta["filename"], source.files.meta["md5"])
-    images = torch.from_numpy(np.concatenate([entry["data"] for entry in entries]).reshape(-1, *SHAPE))
-    labels = torch.tensor([label for entry in entries for label in entry[source.label + "s"]])
-    return images, labels, tuple(meta[source.files.meta["key"]])
+    try:
+        images = torch.from_numpy(np.concatenate([entry["data"] for entry in entries]).reshape(-1, *SHAPE))
+        labels = torch.tensor([label for entry in entries for label in entry[source.label + "s"]])
+        return images, labels, tuple(meta[source.files.meta["key"]])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder} does not hold what {source.title} does ({error}): {remedy}") from error
 
 
 def _read_shards(source: Source, folder: Path, split: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
