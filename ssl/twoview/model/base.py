@@ -87,7 +87,9 @@ class ContrastiveModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs or 1
-        optimizer, schedule = self.recipe.build(self, self.global_batch_size, steps, epochs)
+        # Of float16 gradients a fused update takes the scale away by itself, too late to clip them.
+        fused = not (self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val)
+        optimizer, schedule = self.recipe.build(self, self.global_batch_size, steps, epochs, fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
