@@ -31,6 +31,7 @@ LEFT_OUT = {
     "trainer.max_time",
     # how the same numbers are computed, up to rounding
     "channels_last",
+    "compile",
     "loader.num_workers",
     "augment.compile",
     "loss.chunk",
@@ -57,7 +58,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
       stands for that.
     - `checkpoint`, `trainer.max_time`, `every_epochs` of the monitors: when something is saved or measured. What the
       monitors measure counts (`knn.k`, ...): their numbers are part of the result.
-    - `channels_last`, `augment.compile`, `loss.chunk`, `model.chunk`, `loader.num_workers`, and of the trainer
+    - `channels_last`, `compile`, `augment.compile`, `loss.chunk`, `model.chunk`, `loader.num_workers`, and of the trainer
       accelerator, devices, nodes, strategy, `deterministic` and `benchmark`: the same numbers up to rounding. W
       devices compute what one does. `trainer.sync_batchnorm` counts, since without it they do not, and so does
       `trainer.precision`, as it is written.

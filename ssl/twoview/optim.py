@@ -1,7 +1,8 @@
 """Optimizers and learning rates: LARS, Muon, parameter groups, warm-up and cosine."""
 
+import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -46,16 +47,18 @@ class LARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for w in group["params"]:
-                if w.grad is None:
-                    continue
-                g = w.grad.add(w, alpha=group["weight_decay"])
-                if group["adapt"]:
-                    w_norm, g_norm = torch.linalg.vector_norm(w), torch.linalg.vector_norm(g)
-                    g = g * torch.where((w_norm > 0) & (g_norm > 0), group["eta"] * w_norm / g_norm, 1.0)
-                v = _momentum_buffer(self.state[w], w)
-                v.mul_(group["momentum"]).add_(g, alpha=group["lr"])
-                w.sub_(v)
+            weights = [w for w in group["params"] if w.grad is not None]
+            if not weights:
+                continue
+            gradients = torch._foreach_add([w.grad for w in weights], weights, alpha=group["weight_decay"])
+            if group["adapt"]:
+                w_norms, g_norms = (torch.stack(torch._foreach_norm(x)) for x in (weights, gradients))  # (n,) each
+                trust = torch.where((w_norms > 0) & (g_norms > 0), group["eta"] * w_norms / g_norms, 1.0)
+                torch._foreach_mul_(gradients, trust.unbind())
+            buffers = [_momentum_buffer(self.state[w], w) for w in weights]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, gradients, alpha=group["lr"])
+            torch._foreach_sub_(weights, buffers)
         return loss
 
 
@@ -92,36 +95,61 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            weights = [w for w in group["params"] if w.grad is not None]
+            if not weights:
+                continue
             lr, momentum = group["lr"], group["momentum"]
-            for w in group["params"]:
-                if w.grad is None:
-                    continue
-                v = _momentum_buffer(self.state[w], w)
-                v.mul_(momentum).add_(w.grad)
-                u = w.grad.add(v, alpha=momentum)
-                if w.ndim > 1:
-                    rows, columns = w.shape[0], w[0].numel()
-                    u = orthogonalize(u.reshape(rows, columns)).view_as(w)
-                    w.mul_(1 - lr * group["weight_decay"]).add_(u, alpha=-lr * max(1, rows / columns) ** 0.5)
-                else:
-                    w.add_(u, alpha=-lr * group["vector_lr"])
+            gradients: list[Tensor] = [w.grad for w in weights]
+            buffers = [_momentum_buffer(self.state[w], w) for w in weights]
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, gradients)
+            updates = torch._foreach_add(gradients, buffers, alpha=momentum)
+            vectors = [(w, u) for w, u in zip(weights, updates, strict=True) if w.ndim <= 1]
+            if vectors:
+                own, change = zip(*vectors, strict=True)
+                torch._foreach_add_(own, change, alpha=-lr * group["vector_lr"])
+            for (rows, columns), pairs in _matrices(weights, updates).items():
+                directions = _directions([u.reshape(rows, columns) for _, u in pairs])
+                for (w, _), u in zip(pairs, directions, strict=True):
+                    w.mul_(1 - lr * group["weight_decay"])
+                    w.add_(u.view_as(w), alpha=-lr * max(1, rows / columns) ** 0.5)
         return loss
 
 
+def _matrices(
+    weights: Sequence[Tensor], updates: Sequence[Tensor]
+) -> dict[tuple[int, int], list[tuple[Tensor, Tensor]]]:
+    """Weights of more than one dimension, with their updates, by their rows and columns."""
+    found: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+    for w, u in zip(weights, updates, strict=True):
+        if w.ndim > 1:
+            found.setdefault((w.shape[0], w[0].numel()), []).append((w, u))
+    return found
+
+
+def _directions(matrices: list[Tensor]) -> Sequence[Tensor]:
+    """`orthogonalize` of matrices of one shape."""
+    if matrices[0].device.type == "cpu":  # where a product of batches is slower than its parts
+        return [orthogonalize(matrix) for matrix in matrices]
+    return orthogonalize(torch.stack(matrices)).unbind()  # a few large kernels for a GPU
+
+
 def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
-    """About U Vᵀ of the singular value decomposition g = U S Vᵀ of a matrix: singular values land in [0.7, 1.2] or so.
+    """About U Vᵀ of the singular value decomposition g = U S Vᵀ of a matrix, or of n of them, (rows, columns) or (n,
+    rows, columns): singular values land in [0.7, 1.2] or so.
 
     Newton-Schulz iteration with the quintic 3.4445 x - 4.7750 x^3 + 2.0315 x^5 of the source, tuned for speed rather
     than for convergence; in bfloat16, which is accurate enough for a direction.
     """
+    add_product = torch.addmm if g.ndim == 2 else torch.baddbmm
     x = g.bfloat16()
-    x = x / (x.norm() + 1e-7)
-    if g.shape[0] > g.shape[1]:
-        x = x.T
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    if g.shape[-2] > g.shape[-1]:
+        x = x.mT
     for _ in range(steps):
-        a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return (x.T if g.shape[0] > g.shape[1] else x).to(g.dtype)
+        a = x @ x.mT
+        x = add_product(x, add_product(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return (x.mT if g.shape[-2] > g.shape[-1] else x).to(g.dtype)
 
 
 def _momentum_buffer(state: dict[str, Tensor], w: Tensor) -> Tensor:
@@ -169,9 +197,11 @@ class Recipe:
         factor = batch_size / 256
         return self.lr_per_256 * {"linear": factor, "sqrt": math.sqrt(factor), "none": 1.0}[self.lr_scaling]
 
-    def build(self, module: nn.Module, batch_size: int, steps: int, epochs: int) -> tuple[Optimizer, LambdaLR]:
+    def build(
+        self, module: nn.Module, batch_size: int, steps: int, epochs: int, fused: bool = True
+    ) -> tuple[Optimizer, LambdaLR]:
         """The optimizer of `module`'s trainable parameters and its schedule over `steps` optimizer steps in `epochs`
-        epochs.
+        epochs. `fused`: the update of all weights in one kernel, where torch has that for the optimizer.
         """
         if self.warmup_epochs > epochs:
             raise UserError(f"optimizer.warmup_epochs={self.warmup_epochs} is longer than the run's epochs={epochs}")
@@ -183,7 +213,9 @@ class Recipe:
             exempt: dict[str, Any] = {"params": biases_and_norms, "weight_decay": 0.0}
             groups.append(exempt | ({"adapt": False} if _function(self.optimizer) is LARS else {}))
         try:
-            optimizer = self.optimizer(groups, lr=self.lr(batch_size))
+            optimizer = self.optimizer(
+                groups, lr=self.lr(batch_size), **({"fused": True} if fused and _can_fuse(self.optimizer) else {})
+            )
         except (ValueError, TypeError, IndexError) as error:  # torch's
             values = ", ".join(f"{key}={value}" for key, value in getattr(self.optimizer, "keywords", {}).items())
             raise UserError(f"optimizer.optimizer takes other values than {values}: {error}") from error
@@ -192,6 +224,11 @@ class Recipe:
 
 def _function(f: Any) -> Any:
     return getattr(f, "func", f)  # what a functools.partial calls
+
+
+def _can_fuse(optimizer: Callable[..., Optimizer]) -> bool:
+    said = {"fused", "foreach"} & set(getattr(optimizer, "keywords", {}))  # by the user
+    return not said and "fused" in inspect.signature(_function(optimizer)).parameters
 
 
 def split_parameters(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

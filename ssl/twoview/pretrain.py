@@ -5,7 +5,7 @@ import logging
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -25,6 +25,7 @@ from twoview.doctor import parting_words
 from twoview.errors import UserError
 from twoview.identity import Identity, code_digest, config_hash, data_digest, follow
 from twoview.model.base import ContrastiveModule
+from twoview.model.compiled import Compiler
 from twoview.monitor import KNNMonitor, Meter, ViewSheet
 from twoview.progress import ProgressBar, clock
 from twoview.provenance import commit, machine, versions
@@ -37,6 +38,7 @@ SECTIONS = ("loss", "data", "augment", "encoder", "model", "optimizer", "trainer
 MONITORS = ("knn", "quality")  # sections that may be null
 KEYS = {
     "channels_last": bool,
+    "compile": bool | Literal["auto"] | None,
     "name": str,
     "seed": int,
     "epochs": int,
@@ -98,6 +100,7 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         config["model"], encoder=encoder, optimizer=schema.build(config["optimizer"])
     )
     model.global_batch_size = config["batch_size"]
+    model.through = Compiler(config.get("compile") or False)  # checkpoints of old lack it
     model.even_shares = data.drop_last
     model.mixed = views.mix is not None
     model.recipe.build(model, config["batch_size"], steps=1, epochs=config["epochs"])  # what it refuses is said now

@@ -32,7 +32,13 @@ class Small(nn.Module):
         x2 = self.stage2(self.stage1(x))  # (B, w2, H/4, W/4)
         x3 = self.stage3(x2)  # (B, w3, H/8, W/8)
         x4 = self.stage4(x3)  # (B, w4, H/8, W/8)
-        return torch.cat([stage.mean(dim=(2, 3)) for stage in (x2, x3, x4)], dim=1)  # (B, w2 + w3 + w4)
+        return torch.cat([_mean(stage) for stage in (x2, x3, x4)], dim=1)  # (B, w2 + w3 + w4)
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Spatial mean, (B, C, H, W) -> (B, C)."""
+    # Not x.mean: its gradient is a dense (B, C, H, W), and all that it meets on the way back is in channels_last.
+    return x.sum(dim=(2, 3)) / (x.shape[2] * x.shape[3])
 
 
 class _Residual(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from twoview import devices
 from twoview.errors import UserError
 from twoview.losses import Contrast
+from twoview.model.compiled import Compiler
 from twoview.optim import Recipe
 
 
@@ -29,6 +30,7 @@ class ContrastiveModule(pl.LightningModule):
         self.recipe = optimizer
         self.global_batch_size = 0  # set by the run: the learning rate depends on it
         self.mixed = False  # set by the run: whether first views are mixtures
+        self.through = Compiler()  # set by the run: passes through encoders while training, `through(network, views)`
         self.even_shares = True  # set by the run: whether all devices have as many samples, in every batch
 
     def contrast(self, v1: Tensor, v2: Tensor, index: Tensor, share: Tensor | None = None) -> Contrast:
@@ -84,10 +86,15 @@ class ContrastiveModule(pl.LightningModule):
         loss, accuracy = self.contrast(views[0], views[1], index, *views[2:])
         return {"loss": loss, "accuracy": accuracy, "chance": chance}  # read by the monitors, see `twoview.monitor`
 
+    def on_train_start(self) -> None:
+        self.through.decide(self.device, int(self.trainer.estimated_stepping_batches), self.trainer.world_size)
+
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs or 1
-        optimizer, schedule = self.recipe.build(self, self.global_batch_size, steps, epochs)
+        # Of float16 gradients a fused update takes the scale away by itself, too late to clip them.
+        fused = not (self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val)
+        optimizer, schedule = self.recipe.build(self, self.global_batch_size, steps, epochs, fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -94,7 +94,7 @@ class MoCo(ContrastiveModule):
 
         halves, keys = [], []
         for view, other in ((v1, v2), (v2, v1)) if self.symmetric else ((v1, v2),):
-            query = self.gather(self.projector(self.encoder(view)))  # (B, P)
+            query = self.gather(self.projector(self.through(self.encoder, view)))  # (B, P)
             key = self.keys(other, index)  # (B, P)
             halves.append(info_nce_contrast(query, key, negatives, self.temperature, excluded, share, chunk=self.chunk))
             keys.append(key)
@@ -112,7 +112,7 @@ class MoCo(ContrastiveModule):
         return self.gather(self._key(self.gather(view)[own]))[order.argsort()]
 
     def _key(self, view: Tensor) -> Tensor:
-        z = self.key_projector(self.key_encoder(view))
+        z = self.key_projector(self.through(self.key_encoder, view))
         return F.normalize(z.to(self.queue.dtype), dim=1)
 
     def _shuffles(self) -> bool:

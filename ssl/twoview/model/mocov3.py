@@ -70,7 +70,7 @@ class MoCoV3(ContrastiveModule):
             return number[rows, None] == number  # (rows, B)
 
         for view, other in ((v1, v2), (v2, v1)):
-            query = self.gather(self.predictor(self.projector(self.encoder(view))))  # (B, P)
+            query = self.gather(self.predictor(self.projector(self.through(self.encoder, view))))  # (B, P)
             key = self.keys(other)  # (B, P)
             halves.append(
                 info_nce_contrast(query, key, key, self.temperature, excluded=own, share=share, chunk=self.chunk)
@@ -81,7 +81,7 @@ class MoCoV3(ContrastiveModule):
     @torch.no_grad()
     def keys(self, view: Tensor) -> Tensor:
         """Keys of the global batch (B, P), of length 1."""
-        z = self.key_projector(self.key_encoder(view))
+        z = self.key_projector(self.through(self.key_encoder, view))
         return self.gather(F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1))
 
     def candidates(self) -> int:

@@ -40,7 +40,7 @@ class SimCLR(ContrastiveModule):
         self.chunk = check_chunk(chunk)
 
     def contrast(self, v1: Tensor, v2: Tensor, index: Tensor, share: Tensor | None = None) -> Contrast:
-        h = self.encoder(torch.cat([v1, v2]))  # (2B, D) both views share the batch statistics
+        h = self.through(self.encoder, torch.cat([v1, v2]))  # (2B, D) both views share the batch statistics
         z = self.projector(h)  # (2B, P)
         z1, z2 = (self.gather(view) for view in z.chunk(2))  # (B, P) each
         share = None if share is None else self.gather(share)  # (B,)
