@@ -81,7 +81,7 @@ def measure(words: list[str], n: int, batch: int, steps: int, processes: int, th
     if processes > 1:
         words += ["trainer.strategy=ddp", f"trainer.devices={processes}"]
     config = own.configuration(words)
-    config["data"] = {"_target_": "scaling.synthetic", "n": n}
+    config["data"] = {"_target_": "scaling.synthetic", "_partial_": True, "n": n}
     parameters = sum(p.numel() for p in own.model_and_optimizer(config, "cpu")[0].parameters())
     before = record.memory_before(cuda=False)
     clock = own.Clock("cpu", WARM)
