@@ -30,10 +30,13 @@ test: $(STAMP) ## run the tests, on all cores
 test-all: $(STAMP) ## run the tests, the slow ones too
 	$(BIN)/python -m pytest
 
-bench: $(STAMP) ## speed and memory beside the peers: 15 minutes on 2 cores
+bench: $(STAMP) ## speed and memory beside the peers: 35 minutes on 2 cores
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[bench]'
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/scaling.py
 
 check: $(STAMP) ## lint, formatting, types
 	$(BIN)/ruff check .

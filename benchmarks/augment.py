@@ -10,7 +10,6 @@ benchmarks/results/augment.json.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import time
@@ -140,12 +139,6 @@ def batch_seconds(make: Callable[[int], Any], device: str) -> Iterator[float]:
         del views
 
 
-def held_by_workers() -> int:
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    processes = [int(p) for p in children.read_text().split()] if children.exists() else []
-    return sum(record.in_proc(p, "smaps_rollup", "Private_") for p in processes)
-
-
 def measure(engine: str, side: int, batch: int, device: str, budget: float) -> dict[str, Any]:
     """One case, in this process."""
     from twoview.trainer import keep_memory
@@ -171,7 +164,7 @@ def measure(engine: str, side: int, batch: int, device: str, budget: float) -> d
     seconds, workers = [], 0
     for one in repeats:
         seconds.append(one)
-        workers = max(workers, held_by_workers() if engine in IN_LOADER else 0)
+        workers = max(workers, record.held_by_workers() if engine in IN_LOADER else 0)
         if sum(seconds) > budget and time.perf_counter() - began > budget:
             break
     if device == "cuda" and engine not in IN_LOADER:
@@ -226,13 +219,6 @@ def verdict(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one batch size per side, a second per case")
@@ -259,7 +245,7 @@ def main() -> None:
         "cases": cases,
         "verdict": verdict(cases),
     }
-    record.write(args.out, result, began, {peer: version(peer) for peer in ("kornia", "lightly")}, console)
+    record.write(args.out, result, began, {peer: record.version(peer) for peer in ("kornia", "lightly")}, console)
 
 
 if __name__ == "__main__":

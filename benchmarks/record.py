@@ -1,5 +1,6 @@
 """What the benchmarks share: a process of its own for each case, its memory, and the record that is written."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -39,6 +40,13 @@ def peak() -> int:
     return in_proc(os.getpid(), "status", "VmHWM")
 
 
+def held_by_workers() -> int:
+    """Bytes that are of this process's children alone."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    processes = [int(p) for p in children.read_text().split()] if children.exists() else []
+    return sum(in_proc(p, "smaps_rollup", "Private_") for p in processes)
+
+
 def clear_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
@@ -61,6 +69,30 @@ def memory_at_most(cuda: bool) -> int:
     import torch
 
     return int(torch.cuda.max_memory_allocated())
+
+
+def goal(
+    what: str, reached: float | None, at_least: float | None = None, at_most: float | None = None
+) -> dict[str, Any]:
+    """One goal and whether it is met; None where nothing was reached that could tell."""
+    kept = (at_least is None or (reached or 0) >= at_least) and (at_most is None or (reached or 0) <= at_most)
+    bound = {"at_least": at_least} if at_most is None else {"at_most": at_most}
+    return {"goal": what, **bound, "reached": reached, "met": None if reached is None else kept}
+
+
+def say(goals: list[dict[str, Any]], console: Console) -> None:
+    for one in goals:
+        bound = f"at least {one['at_least']:g}" if "at_least" in one else f"at most {one['at_most']:g}"
+        reached = "not measured" if one["reached"] is None else f"{one['reached']:.4g}"
+        word = {True: "met", False: "MISSED", None: "open"}[one["met"]]
+        console.print(f"{one['goal']}: {reached} (goal: {bound}) - {word}", highlight=False)
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def write(out: Path, result: dict[str, Any], began: float, versions: dict[str, str], console: Console) -> None:
