@@ -14,8 +14,10 @@ from PIL import Image
 from twoview import page, pretrain
 from twoview.card import atlas, facts, figures, parts, report
 from twoview.card.command import evaluate_command
-from twoview.checkpoint import read_checkpoint
+from twoview.checkpoint import load_encoder, read_checkpoint
 from twoview.data.shapes import shapes
+from twoview.evaluate.features import extract
+from twoview.evaluate.linear import probe
 
 Command = Callable[..., Any]
 
@@ -151,7 +153,7 @@ def test_fewer_labels_are_nested_in_the_whole(card: Path) -> None:
     low, high = quarter["run"]["interval"]
     assert low <= quarter["run"]["mean"] <= high
     assert whole["run"]["values"] == [strict(card / "card.json")["linear"]["run"]["top1"]]
-    assert whole["run"]["interval"] is None
+    assert whole["run"]["interval"] == strict(card / "card.json")["linear"]["run"]["interval"]
 
 
 def test_corruptions_are_those_of_the_same_classifier(card: Path) -> None:
@@ -255,6 +257,26 @@ def test_images_without_labels_get_all_that_needs_none(finished: Path, command: 
     text = (tmp_path / "card" / "card.html").read_text()
     assert "has no labels" in text
     assert (found["train_size"], found["test_size"]) == (36, 4)
+
+
+@pytest.mark.usefixtures("drawn_once")
+def test_other_data_is_tried_with_the_same_features(
+    finished: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = tuple(shapes(n_train=96, n_test=40, size=16, seed=7, split=split) for split in ("train", "test"))
+    monkeypatch.setattr("twoview.card.command._elsewhere", lambda config, name: sets)
+    words = (f"ckpt={finished}", "transfer=[shapes]", "out=card", *SMALL, *NONE)
+    ended = command(*words, name="evaluate")
+    assert ended.code == 0, ended.err
+    found = strict(tmp_path / "card" / "card.json")["transfer"]["shapes"]
+    assert (found["classes"], found["train"], found["test"]) == (10, 96, 40)
+    encoder = load_encoder(finished)
+    x, y = (extract(encoder, images) for images in sets)
+    alone = probe(x, sets[0].labels, y, sets[1].labels, 10, [0.01, 0.1], 0.1, 0)
+    assert found["linear"]["run"]["top1"] == alone.top1
+    gap = alone.top1 - found["linear"]["untrained"]["top1"]
+    assert found["paired"]["linear"]["untrained"]["difference"] == pytest.approx(gap)
+    assert "On other data" in (tmp_path / "card" / "card.html").read_text()
 
 
 @pytest.mark.usefixtures("drawn_once")

@@ -19,7 +19,7 @@ from twoview.augment.photometric import ColorJitter
 from twoview.data.datamodule import TwoViewDataModule
 from twoview.data.shapes import shapes
 from twoview.errors import UserError
-from twoview.evaluate.quality import alignment, effective_rank, feature_std, uniformity
+from twoview.evaluate.quality import alignment, contrastive_accuracy, effective_rank, feature_std, rankme, uniformity
 from twoview.monitor import COLUMNS, Meter
 from twoview.monitor_quality import QualityMonitor
 
@@ -89,6 +89,8 @@ def test_reads_what_the_functions_give_and_touches_nothing() -> None:
         assert values[f"{space}_alignment"] == alignment(x1, x2)
         assert values[f"{space}_uniformity"] == uniformity(x1)
         assert values[f"{space}_effective_rank"] == effective_rank(x1)
+        assert values[f"{space}_rankme"] == rankme(x1)
+        assert values[f"{space}_contrastive_accuracy"] == contrastive_accuracy(x1, x2)
         assert values[f"{space}_std"] == pytest.approx(feature_std(x1) * math.sqrt(dim))
 
 

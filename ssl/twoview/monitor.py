@@ -24,18 +24,19 @@ from twoview.sheet import positives
 
 log = logging.getLogger(__name__)
 
+QUALITIES = {  # names in metrics.csv, behind h_ and z_, of what `twoview.evaluate.quality` finds
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "rankme": "rankme",
+    "effective_rank": "effective_rank",
+    "participation_ratio": "participation_ratio",
+    "std": "feature_std_relative",
+    "correlation": "feature_correlation",
+    "contrastive_accuracy": "contrastive_accuracy",
+}
 COLUMNS = (
     *("step", "epoch", "loss", "chance_loss", "accuracy", "lr", "knn", "images_per_second", "seconds", "waiting"),
-    *(
-        "h_alignment",
-        "h_uniformity",
-        "h_effective_rank",
-        "h_std",
-        "z_alignment",
-        "z_uniformity",
-        "z_effective_rank",
-        "z_std",
-    ),
+    *(f"{space}_{name}" for space in "hz" for name in QUALITIES),
 )
 
 

@@ -9,21 +9,21 @@ from torch import Tensor
 
 from twoview.errors import UserError
 from twoview.evaluate.features import spaces
-from twoview.evaluate.quality import alignment, effective_rank, feature_std, similarity_histograms, uniformity
-from twoview.monitor import Meter
+from twoview.evaluate.quality import quality, similarity_histograms
+from twoview.monitor import QUALITIES, Meter
 from twoview.rng import permutation
 
 BATCH = 256  # views that are encoded at once
 
 
 class QualityMonitor(pl.Callback):
-    """Alignment, uniformity, effective rank and spread of h and z, every `every_epochs` epochs and after the last.
+    """`twoview.evaluate.quality` of h and z, every `every_epochs` epochs and after the last.
 
     Measured on two views of the current epoch of `images` training images, which are the same at every reading, in
     float32 and in eval mode. z is what the projector gives (of MoCo, the query's). Columns of `metrics.csv` and curves
-    in TensorBoard: `h_alignment` and so on, see `twoview.evaluate.quality`; `std` is in units of its healthy
-    1 / sqrt(D), so that 1 is spread out and 0 collapsed; the rank is at most min(`images`, D). TensorBoard also gets
-    histograms of the similarities of positives and of negatives.
+    in TensorBoard: `h_alignment` and so on; `std` is in units of its healthy 1 / sqrt(D), so that 1 is spread out and
+    0 collapsed; ranks are at most min(`images`, D), and `contrastive_accuracy` is among 2 `images` - 1 candidates.
+    TensorBoard also gets histograms of the similarities of positives and of negatives.
     """
 
     def __init__(self, meter: Meter, every_epochs: int = 5, images: int = 512) -> None:
@@ -43,12 +43,8 @@ class QualityMonitor(pl.Callback):
         if trainer.is_global_zero:
             values: dict[str, float] = {}
             for space, (x1, x2) in self.features(trainer, pl_module).items():
-                values |= {
-                    f"{space}_alignment": alignment(x1, x2),
-                    f"{space}_uniformity": uniformity(x1),
-                    f"{space}_effective_rank": effective_rank(x1),
-                    f"{space}_std": feature_std(x1) * x1.shape[1] ** 0.5,
-                }
+                found = quality(x1, x2)
+                values |= {f"{space}_{name}": found[key] for name, key in QUALITIES.items()}
                 self._draw(trainer, space, x1, x2)
             self.meter.write(trainer, **values)
         trainer.strategy.barrier("quality")

@@ -261,7 +261,7 @@ def test_the_text_and_the_hash_tell_protocols_apart() -> None:
     assert one.protocol_hash == same.protocol_hash
     for changes in ({"seed": 1}, {"holdout": 0.2}, {"strengths": STRENGTHS[1:]}):
         assert probe(**arguments(**changes)).protocol_hash != one.protocol_hash
-    for words in ("4, is the best on 10% of the training set", "seed 0", "1e-10 nats"):
+    for words in ("of 4 from the strongest down", "is the best on 10 % of the training set", "seed 0", "1e-10 nats"):
         assert words in one.protocol_text
 
 

@@ -78,7 +78,7 @@ def maps(judged: Judged) -> dict[str, list[Map]]:
     for name, encoder in judged.encoders.items():
         x = F.normalize(encoder.test[index.to(encoder.test.device)].double().cpu(), dim=1)
         points, share = principal(x, 50)
-        told = f"{share[:2].sum():.0%} of the variance"
+        told = f"{100 * float(share[:2].sum()):.0f} % of the variance"
         found[name] = [Map("principal components", points[:, :2], labels, told)]
         if (further := _neighbour_map(points, judged.config["seed"])) is not None:
             found[name].append(Map(*further, labels, "distances between groups mean little"))

@@ -85,10 +85,8 @@ def caveats(judged: Judged, own: Subject, missing: Mapping[str, str]) -> list[st
     names = {RUN: "the encoder", UNTRAINED: "the untrained encoder", OTHER: "the other run's encoder"}
     same = [names[name] for name in parts.collapsed(judged.encoders)]
     found += [f"All training images have the same features: {name} tells nothing apart." for name in same]
-    reason = unlabelled(own)
-    if reason:
-        found.append(f"{reason[:1].upper()}{reason[1:]}: what needs labels is left out.")
-    elif judged.test.labels is not None:
+    reason = unlabelled(own)  # the head of the page says it
+    if not reason and judged.test.labels is not None:
         there = judged.test.labels.bincount(minlength=judged.classes)
         if len(judged.test) < judged.classes:
             found.append(f"{len(judged.test)} test images for {judged.classes} classes: the intervals are wide.")

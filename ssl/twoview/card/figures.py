@@ -67,9 +67,11 @@ def few_labels(facts: Facts, chance: float) -> Draw:
                     panel.plot([x] * len(values), values, "o", ms=2.5, color=colour(theme, name), alpha=0.6, mew=0)
                 if limits := entry[name]["interval"]:
                     panel.plot([x, x], [100 * y for y in limits], color=colour(theme, name), lw=5, alpha=0.3)
-            if name != OTHER:  # which is often too near
+        ends = {name: 100 * entries[-1][name]["mean"] for name in among(entries[0])}
+        for name, y in ends.items():
+            if name == RUN or abs(y - ends[RUN]) > 0.07 * max(ends.values()):  # else one number lies on the other
                 where: dict[str, Any] = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
-                panel.annotate(f"{means[-1]:.1f}", (at[-1], means[-1]), **where, color=theme.ink)
+                panel.annotate(f"{y:.1f}", (at[-1], y), **where, color=theme.ink)
         panel.axhline(100 * chance, color=theme.pale, lw=1, ls=(0, (4, 3)))
         panel.annotate("chance", (1, 100 * chance), (-2, 4), xycoords=("axes fraction", "data"),
                        textcoords="offset points", ha="right", color=theme.pale)  # fmt: skip
@@ -216,15 +218,17 @@ def curves(rows: Sequence[Mapping[str, float]]) -> Draw:
 
         figure = canvas(theme, 5.0 if theme.narrow else 2.9)
         left, right = figure.subplots(*((2, 1) if theme.narrow else (1, 2)))
-        left.plot(*points("loss"), color=theme.good, lw=1.8, label="loss")
+        few = {"marker": "o", "ms": 3.5} if len(points("loss")[0]) < 5 else {}  # a line has no length yet
+        left.plot(*points("loss"), color=theme.good, lw=1.8, label="loss", **few)
         left.plot(*points("chance_loss"), color=theme.pale, lw=1.2, ls=(0, (4, 3)), label="chance level")
         left.set_title("loss (nats)")
-        right.plot(*points("accuracy", 100), color=theme.good, lw=1.8, label="contrastive accuracy")
+        right.plot(*points("accuracy", 100), color=theme.good, lw=1.8, label="contrastive accuracy", **few)
         if points("knn")[0]:
             right.plot(*points("knn", 100), color=theme.bad, lw=1.8, marker="o", ms=3.5, label="kNN on test images")
         right.set_ylim(0, 100)
         right.set_title("accuracy (%)")
         for panel in (left, right):
+            panel.set_xlim(left=0)
             panel.set_xlabel("epoch")
             panel.grid(axis="y")
             panel.legend(loc="best")

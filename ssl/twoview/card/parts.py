@@ -84,13 +84,24 @@ class Judged:
 
 def linear(judged: Judged) -> dict[str, Any]:
     """The probe of each encoder, with ridge regression beside it and how well its probabilities are calibrated."""
-    found, right = {}, {}
+    found = {}
+    right: dict[str, dict[str, Tensor]] = {"linear": {}, "ridge": {}, "top5": {}}
     for name, encoder in judged.encoders.items():
         encoder.head = judged.fit(encoder)
         logits = encoder.head.head.logits(encoder.test)
-        right[name] = (logits.argmax(1) == judged.answers).cpu()
+        right["linear"][name] = (logits.argmax(1) == judged.answers).cpu()
+        right["ridge"][name] = (encoder.head.ridge_head.logits(encoder.test).argmax(1) == judged.answers).cpu()
+        if encoder.head.top5 is not None:
+            right["top5"][name] = (logits.topk(5).indices == judged.answers[:, None]).any(1).cpu()
         found[name] = encoder.head.to_json() | {"reliability": reliability(logits.softmax(1), judged.answers)}
-    judged.right["linear"] = right
+    judged.right |= {score: hits for score, hits in right.items() if hits}
+    of_class = judged.answers.cpu()[:, None] == torch.arange(judged.classes)  # (M, classes)
+    for name in judged.encoders:
+        if name != RUN:
+            found[name]["per_class_paired"] = [
+                asdict(paired(right["linear"][RUN][own], right["linear"][name][own])) if own.any() else None
+                for own in of_class.T
+            ]
     return found
 
 
@@ -122,7 +133,9 @@ def knn(judged: Judged) -> dict[str, Any]:
 
 
 def few_labels(judged: Judged) -> dict[str, Any]:
-    """The probe on a share of the labels, the same images for every encoder; the interval is over their choice."""
+    """The probe on a share of the labels, the same images for every encoder; the interval is over their choice, and
+    with all labels over the test images, as that of `linear`.
+    """
     found: dict[str, Any] = {"seeds": judged.config["label_seeds"], "fractions": []}
     for fraction in sorted(judged.config["fractions"]):
         entry: dict[str, Any] = {"fraction": fraction}
@@ -137,6 +150,13 @@ def few_labels(judged: Judged) -> dict[str, Any]:
             if name != RUN:
                 gap = mean_interval([a - b for a, b in zip(own, v, strict=True)])
                 entry[name]["difference"] = {"mean": gap.mean, "interval": _limits(gap)}
+            if fraction == 1:
+                head = judged.encoders[name].head
+                assert head is not None
+                entry[name]["interval"] = list(head.interval)
+                if name != RUN:
+                    one = paired(judged.right["linear"][RUN], judged.right["linear"][name])
+                    entry[name]["difference"] = {"mean": one.difference, "interval": list(one.interval)}
         found["fractions"].append(entry)
     return found
 
@@ -165,26 +185,37 @@ def robustness(judged: Judged) -> dict[str, Any]:
     names = suited(images.shape[1])
     found: dict[str, Any] = {"images": len(index), "severities": list(SEVERITIES)}
     found["groups"] = {name: CORRUPTIONS[name].group for name in names}
+    of_group = {g: [i for i, n in enumerate(names) if CORRUPTIONS[n].group == g] for g in found["groups"].values()}
     right = {encoder: torch.zeros(len(names), len(SEVERITIES), len(index)) for encoder in judged.encoders}
     for i, name in enumerate(names):
         for j, severity in enumerate(SEVERITIES):
             corrupted = corrupt(images, name, severity, index, judged.config["seed"])
             for encoder, hits in right.items():
                 hits[i, j] = _classify(judged.encoders[encoder], corrupted, judged.device) == answers
+    clean = {name: _classify(e, images, judged.device) == answers for name, e in judged.encoders.items()}
+    judged.right["clean"] = clean
     for encoder, hits in right.items():
-        clean = _classify(judged.encoders[encoder], images, judged.device) == answers
-        means = hits.mean((0, 1))  # (n,): the share of its corruptions in which an image is classified rightly
-        spread = mean_interval(means.double().numpy())
         found[encoder] = {
-            "clean": float(clean.float().mean()),
-            "mean": spread.mean,
-            "interval": _limits(spread),
+            "clean": float(clean[encoder].float().mean()),
+            "clean_interval": list(wilson(int(clean[encoder].sum()), len(index))),
+            **_over_images(hits, right[RUN] if encoder != RUN else None),
             "accuracy": {name: hits[i].mean(1).tolist() for i, name in enumerate(names)},
+            "by_group": {
+                group: _over_images(hits[rows], right[RUN][rows] if encoder != RUN else None)
+                for group, rows in of_group.items()
+            },
         }
-        if encoder != RUN:
-            gap = mean_interval((right[RUN] - hits).mean((0, 1)).double().numpy())
-            found[encoder]["difference"] = {"mean": gap.mean, "interval": _limits(gap)}
     return found
+
+
+def _over_images(hits: Tensor, own: Tensor | None) -> dict[str, Any]:
+    """Mean of `hits` (kinds, severities, n) with its interval over images, and that of `own` less it, by image."""
+
+    def over(x: Tensor) -> dict[str, Any]:
+        spread = mean_interval(x.mean((0, 1)).double().numpy())  # of an image: the share of its corruptions
+        return {"mean": spread.mean, "interval": _limits(spread)}
+
+    return over(hits) | ({} if own is None else {"difference": over(own - hits)})
 
 
 def _classify(encoder: Encoder, images: Tensor, device: torch.device) -> Tensor:

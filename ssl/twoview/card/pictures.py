@@ -24,7 +24,8 @@ def neighbours(shown: Sequence[Shown]) -> Draw:
         blocks = [names] if not theme.narrow else [[name] for name in names]  # below each other on a phone
         columns = 1 + len(blocks[0]) * NEIGHBOURS
         gap, head = 0.35, 0.75  # in pictures
-        left = 1.7 if theme.narrow else 1.9  # for the names of classes
+        named = any(one.name for one in shown)
+        left = (1.7 if theme.narrow else 1.9) if named else 0.1  # for the names of classes
         across = left + columns + gap * len(blocks[0])
         down = len(blocks) * (len(shown) + head) + 0.1
         figure = canvas(theme, theme.width * down / across)

@@ -125,7 +125,8 @@ def _numbers(card: Card) -> list[tuple[str, str]]:
 def _neighbours(card: Card, section: Section) -> None:
     shown = card.drawn["neighbours"]
     marked = bool(card.facts["classes"]) and "linear" in card.facts
-    text = "Left: test images, the first of each class in a fixed random order. Right of each: the training images "
+    first = ", the first of each class in a fixed random order" if shown[0].name else ", drawn once for all encoders"
+    text = f"Left: test images{first}. Right of each: the training images "
     text += "whose features have the highest cosine with its own, the nearest first."
     if marked:
         text += " Solid blue frame: of the same class; dashed orange: of another."

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from twoview.ablate.words import in_points, percent
+from twoview.ablate.words import percent
 from twoview.card import figures
 from twoview.card.figures import MANY, NAMES, among
 from twoview.card.parts import RUN
-from twoview.card.tables import PAIRED_NOTE, Card, interval_gap, missing, share_words, span
+from twoview.card.tables import PAIRED_NOTE, Card, interval_gap, missing, paired_gap, share_words, span
 from twoview.page import Cell, Section
 
 
@@ -18,13 +18,13 @@ def accuracy(card: Card, section: Section) -> None:
     linear, knn, rows = facts["linear"], facts.get("knn", {}), []
     rows.append(card.scores("linear probe", linear, facts["paired"].get("linear", {})))
     ridge = {name: linear[name]["ridge"] for name in among(linear)}
-    rows.append(card.scores("ridge", ridge, {}))
+    rows.append(card.scores("ridge", ridge, facts["paired"].get("ridge", {})))
     if knn:
         label = Cell("kNN", f"k = {knn['fixed'][0]}, temperature {knn['fixed'][1]:g}")
         rows.append(card.scores(label, knn, facts["paired"]["knn"]))
     if linear[RUN]["top5"] is not None:
         top5 = {name: {"top1": linear[name]["top5"]} for name in among(linear)}
-        rows.append(card.scores("linear probe, top-5", top5, {}))
+        rows.append(card.scores("linear probe, top-5", top5, facts["paired"].get("top5", {})))
     section.table(card.header("top-1, %"), rows, card.columns, PAIRED_NOTE)
     own = linear[RUN]
     section.paragraph(
@@ -46,8 +46,8 @@ def few_labels(card: Card, section: Section) -> None:
     if entries:
         card.figure(
             section, "few_labels", figures.few_labels(few, card.facts["linear"][RUN]["chance"]),
-            "Accuracy over the share of the labels", "Dots: draws of the labelled images; bars: 95 % interval of "
-            f"their mean. The same {few['seeds']} draws for every encoder.",
+            "Accuracy over the share of the labels", "Dots: draws of the labelled images; bars: 95 % interval. The "
+            f"same {few['seeds']} draws for every encoder.",
         )  # fmt: skip
     for entry in few["fractions"]:
         label = Cell(share_words(entry["fraction"]), f"{entry['images']:,} images" if "images" in entry else "")
@@ -58,7 +58,10 @@ def few_labels(card: Card, section: Section) -> None:
         gaps = {n: interval_gap(entry[n]["difference"]) for n in card.others if n in entry}
         rows.append(card.row(label, cells, gaps))
     if rows:
-        note = f"Means over {few['seeds']} draws; intervals are over the draws, and differences paired by draw."
+        note = (
+            f"Means over {few['seeds']} draws; intervals are over the draws, and differences paired by draw. With all "
+            "labels there is one draw, and both are over the test images."
+        )
         section.table(card.header("labels"), rows, card.columns, note)
 
 
@@ -80,19 +83,15 @@ def robustness(card: Card, section: Section) -> None:
         "(Hendrycks & Dietterich, ICLR 2019) that need the image alone, made with this project's own code and random "
         "numbers: compare with other cards, not with published tables.",
     )  # fmt: skip
-    for key, label in (("clean", "not corrupted"), ("mean", "corrupted")):
-        interval = "interval" if key == "mean" else ""
-        cells = {n: Cell(percent(found[n][key], 1), span(found[n].get(interval))) for n in among(found)}
-        gaps = {n: Cell(in_points(found[RUN][key] - found[n][key])) for n in card.others}
-        if key == "mean":
-            gaps = {n: interval_gap(found[n]["difference"]) for n in card.others}
-        rows.append(card.row(label, cells, gaps))
-    for group in dict.fromkeys(found["groups"].values()):
-        kinds = [kind for kind, of in found["groups"].items() if of == group]
-        means = {n: sum(sum(found[n]["accuracy"][k]) / 5 for k in kinds) / len(kinds) for n in among(found)}
-        gaps = {n: Cell(in_points(means[RUN] - means[n])) for n in card.others}
-        rows.append(card.row(group, {n: Cell(percent(x)) for n, x in means.items()}, gaps))
-    note = "Intervals are over images, each with the mean of all its corruptions."
+    cells = {n: Cell(percent(found[n]["clean"]), span(found[n]["clean_interval"])) for n in among(found)}
+    clean = card.facts["paired"]["clean"]
+    rows.append(card.row("not corrupted", cells, {n: paired_gap(clean[n]) for n in card.others}))
+    groups = dict.fromkeys(found["groups"].values())
+    for label in ("corrupted", *groups):
+        of = {n: found[n] if label == "corrupted" else found[n]["by_group"][label] for n in among(found)}
+        cells = {n: Cell(percent(x["mean"]), span(x["interval"])) for n, x in of.items()}
+        rows.append(card.row(label, cells, {n: interval_gap(of[n]["difference"]) for n in card.others}))
+    note = "Intervals are over images, each with the mean of its corruptions; differences are paired by image."
     section.table(card.header("top-1, %"), rows, card.columns, note)
 
 
@@ -129,9 +128,8 @@ def classes(card: Card, section: Section) -> None:
     rows = []
     for c in order:
         shares = {name: linear[name]["per_class"][c] for name in among(linear)}
-        gaps = {
-            n: Cell(in_points(shares[RUN] - shares[n])) for n in card.others if None not in (shares[n], shares[RUN])
-        }
+        pairs = {n: linear[n]["per_class_paired"][c] for n in card.others}
+        gaps = {n: paired_gap(pair) for n, pair in pairs.items() if pair}
         label = Cell(classes[c], f"{counts[c]:,} images")
         rows.append(card.row(label, {n: Cell(percent(x)) for n, x in shares.items()}, gaps))
-    section.table(card.header("right, %"), rows, card.columns)
+    section.table(card.header("right, %"), rows, card.columns, PAIRED_NOTE)

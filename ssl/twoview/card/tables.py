@@ -13,8 +13,8 @@ Row = list[str | Cell]
 
 NONE = "–"
 PAIRED_NOTE = (
-    "Brackets: 95 % intervals. Differences are this run less the other encoder; where they have an interval they are "
-    "paired by test image (McNemar's exact test), and coloured where p is below 0.05."
+    "Brackets: 95 % intervals. Differences are this run less the other encoder, paired by test image (McNemar's exact "
+    "test), and coloured where p is below 0.05."
 )
 
 
@@ -48,9 +48,7 @@ class Card:
         gaps = {}
         for name in self.others:
             if name in paired:
-                gaps[name] = difference(paired[name]["difference"], paired[name]["interval"], paired[name]["p"])
-            elif name in scores:
-                gaps[name] = Cell(in_points(scores[RUN]["top1"] - scores[name]["top1"]))
+                gaps[name] = paired_gap(paired[name])
         return self.row(label, cells, gaps)
 
     @property
@@ -65,16 +63,17 @@ def missing(facts: Facts, part: str) -> str:
 
 
 def span(interval: Sequence[float] | None, digits: int = 1) -> str:
-    return "" if not interval else f"[{percent(interval[0], digits)}, {percent(interval[1], digits)}]"
+    return "" if not interval else f"[{percent(interval[0], digits)},\N{NO-BREAK SPACE}{percent(interval[1], digits)}]"
 
 
 def gap_span(interval: Sequence[float] | None) -> str:
-    return "" if not interval else f"[{in_points(interval[0])}, {in_points(interval[1])}]"
+    return "" if not interval else f"[{in_points(interval[0])},\N{NO-BREAK SPACE}{in_points(interval[1])}]"
 
 
-def difference(gap: float, interval: Sequence[float], p: float) -> Cell:
+def paired_gap(pair: Facts) -> Cell:
+    gap, p = pair["difference"], pair["p"]
     mark = "" if p >= 0.05 else "good" if gap > 0 else "bad"
-    return Cell(in_points(gap), f"{gap_span(interval)}, {p_words(p)}", mark)
+    return Cell(in_points(gap), f"{gap_span(pair['interval'])}, {p_words(p)}", mark)
 
 
 def interval_gap(gap: Facts) -> Cell:
@@ -85,8 +84,10 @@ def interval_gap(gap: Facts) -> Cell:
 
 
 def p_words(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    return (
+        "p\N{NO-BREAK SPACE}<\N{NO-BREAK SPACE}0.001" if p < 0.001 else f"p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{p:.2g}"
+    )
 
 
 def share_words(fraction: float) -> str:
-    return f"{100 * fraction:g} %"
+    return f"{100 * fraction:g}\N{NO-BREAK SPACE}%"

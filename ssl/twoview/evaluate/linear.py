@@ -16,7 +16,7 @@ from torch import Tensor
 
 from twoview.evaluate.labelled import check_both, split
 from twoview.evaluate.newton import LinearProbe, fit_linear, fit_path
-from twoview.evaluate.ridge import fit_ridge
+from twoview.evaluate.ridge import Ridge, fit_ridge
 from twoview.evaluate.score import ProbeResult, ece, fingerprint, score, wilson
 
 __all__ = ["ConvexResult", "LinearProbe", "ProbeResult", "ece", "fit_linear", "fit_path", "probe", "wilson"]
@@ -39,6 +39,7 @@ class ConvexResult(ProbeResult):
     gap_bound: float
     distance_bound: float
     ridge: dict[str, Any]  # top1, interval and l2 of ridge regression, which has a closed form
+    ridge_head: Ridge
 
 
 def probe(
@@ -82,8 +83,9 @@ def probe(
         protocol="convex",
         protocol_text=(
             "multinomial logistic regression with an L2 penalty on standardised features of un-augmented images, "
-            f"solved to within {TOL:g} nats of its optimum; the strength, of {len(strengths)}, is the best on "
-            f"{holdout:.0%} of the training set (stratified, seed {seed}); fitted again on all of it"
+            f"solved to within {TOL:g} nats of its optimum; the strength, of {len(strengths)} from the strongest down "
+            f"until {PATIENCE} in a row are no better, is the best on {100 * holdout:g} % of the training set "
+            f"(stratified, seed {seed}); fitted again on all of it"
         ),
         protocol_hash=fingerprint(
             {"protocol": "convex", "strengths": sorted(map(float, strengths)), "holdout": float(holdout), "seed": seed}
@@ -97,6 +99,7 @@ def probe(
         gap_bound=head.gap_bound,
         distance_bound=head.distance_bound,
         ridge={"top1": second["top1"], "interval": list(second["interval"]), "l2": ridge.l2},
+        ridge_head=ridge,
         train_size=len(labels),
         holdout_size=len(held),
         seed=seed,

@@ -54,8 +54,9 @@ class ProbeResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain containers, without the weights."""
-        result = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "head"}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in result.items()}
+        result = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {key: value for key, value in result.items() if not isinstance(value, Head)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
 
 def score(head: Head, features: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
