@@ -76,6 +76,7 @@ def maps(found: Mapping[str, Sequence[Map]], classes: Sequence[str]) -> Draw:
         side = theme.width / columns
         lines = math.ceil(len(classes) / (3 if theme.narrow else 5)) if hues and classes else 0
         figure = canvas(theme, len(names) * min(side, 3.4) + 0.25 * lines)
+        figure.get_layout_engine().set(h_pad=0.12)  # inches: a title stands clear of the note above it
         panels = figure.subplots(len(names), columns, squeeze=False)
         for row, name in zip(panels, names, strict=True):
             for panel in row[len(found[name]) :]:
