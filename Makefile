@@ -28,7 +28,7 @@ test: $(STAMP) ## run the tests, on all cores
 	$(BIN)/python -m pytest -m 'not slow' -n auto --dist worksteal
 
 test-all: $(STAMP) ## run the tests, the slow ones too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 bench: $(STAMP) ## speed and memory beside the peers: 35 minutes on 2 cores
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[bench]'

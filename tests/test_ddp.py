@@ -70,6 +70,7 @@ def test_torchrun_starts_the_processes_too(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
 
 
+@pytest.mark.slow  # a signal takes the same way: below
 def test_all_processes_stop_after_the_same_step(tmp_path: Path) -> None:
     """The clocks of two processes never agree to the step: they decide together."""
     words = [*SET[:-1], "epochs=3000", "augment.compile=false", *SMALL[:-2], "knn=null", "trainer.max_time=00:03"]
@@ -112,7 +113,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
-@pytest.mark.parametrize("victim", ["first", "second"])
+@pytest.mark.parametrize("victim", [pytest.param("first", marks=pytest.mark.slow), "second"])
 def test_a_rank_that_dies_ends_the_job(victim: str, tmp_path: Path) -> None:
     words = ["model=moco", *SET, *SMALL, "knn=null", "epochs=100000", "model.split_batch_norm=2"]
     words.remove("knn.every_epochs=3")

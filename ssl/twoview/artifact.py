@@ -32,9 +32,7 @@ SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal for a bar
 
 def check(config: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
     """UserError for a value of a wrong type, and where no run is named."""
-    for key, kind in keys.items():
-        if key in config and not schema.fits(config[key], kind):
-            raise UserError(f"{key}={config[key]!r} is not {schema.words(kind)}")
+    schema.check_keys(config, keys)
     if not config["ckpt"]:
         raise UserError("which run? Give its checkpoint: ckpt=<run>/last.ckpt")
 

@@ -18,9 +18,7 @@ log = logging.getLogger(__name__)
 def plot_command(composed: DictConfig) -> int:
     """`scripts/plot_run.py`."""
     config = plain(composed)
-    for key in ("run", "out"):
-        if not schema.fits(config[key], str | None):
-            raise UserError(f"{key}={config[key]!r} is not {schema.words(str | None)}")
+    schema.check_keys(config, {"run": str | None, "out": str | None})
     if not config["run"]:
         raise UserError("which run? Give its folder: run=runs/<name>/<date>")
     run = Path(config["run"])

@@ -14,6 +14,7 @@ import yaml
 from omegaconf import DictConfig
 
 from twoview import illnesses as ill
+from twoview import schema
 from twoview.command import plain
 from twoview.curves import read_metrics
 from twoview.errors import UserError
@@ -122,6 +123,7 @@ def parting_words(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
 def doctor_command(composed: DictConfig) -> int:
     """`scripts/doctor.py`."""
     config = plain(composed)
+    schema.check_keys(config, {"run": str | None, "out": str | None, "debug": bool})
     if not config["run"]:
         raise UserError("which run? Give its folder: run=runs/<name>/<date>")
     diagnosis = examine_run(Path(config["run"]))

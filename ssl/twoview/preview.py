@@ -98,9 +98,7 @@ def preview_command(composed: DictConfig) -> int:
 
 def check(config: dict[str, Any], composed: DictConfig) -> list[dict[str, Any]]:
     """The policies to show, of one strength each; UserError for a key or a value that makes no picture."""
-    for key, kind in KEYS.items():
-        if not schema.fits(config[key], kind):
-            raise UserError(f"{key}={config[key]!r} is not {schema.words(kind)}")
+    schema.check_keys(config, KEYS)
     if config["mode"] not in MODES:
         raise UserError(unknown_option("mode", str(config["mode"]), MODES))
     for key in ("images", "draws"):

@@ -67,6 +67,15 @@ def check(node: Any, path: str = "") -> None:
         check(value, f"{path}.{key}" if path else str(key))
 
 
+def check_keys(config: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
+    """Raises UserError for the first value of a wrong type of a command's own keys, which are annotated in `keys`."""
+    for key, hint in keys.items():
+        if key in config:
+            if not fits(config[key], hint):
+                raise UserError(f"{key}={config[key]!r} is not {words(hint)}")
+            check(config[key], key)
+
+
 def _check_arguments(node: Mapping[str, Any], path: str) -> None:
     target = _target(node, path)
     takes = target.__init__ if inspect.isclass(target) else target

@@ -37,9 +37,7 @@ TRIES = 3  # a moment may be over before it is seen
 def verify_command(composed: DictConfig) -> int:
     """`scripts/verify_resume.py`: 0 if all resumed runs are the straight one, 1 if one differs."""
     config = plain(composed)
-    for key, kind in OWN.items():
-        if not schema.fits(config[key], kind):
-            raise UserError(f"{key}={config[key]!r} is not {schema.words(kind)}")
+    schema.check_keys(config, OWN)
     if config["steps"] < 2 or not config["kills"] or config["resume"]:
         raise UserError("verify_resume needs steps of at least 2, a kill in kills, and no resume")
     kills = [kill for kill in config["kills"] if kill != "knn" or config["knn"]]

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 KEYS = {"folder": str, "budget": float | None, "dry_run": bool}
 OWN = ("study", "judge", "folder", "budget", "dry_run")  # words that `train.py` does not take
 TRIAL_STEPS = 30
+YEAR = 525_600  # minutes
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,9 @@ def _ablate(
 
 
 def _check(config: dict[str, Any]) -> tuple[Study, Judge]:
-    for key, kind in KEYS.items():
-        if not schema.fits(config[key], kind):
-            raise UserError(f"{key}={config[key]!r} is not {schema.words(kind)}")
-    if config["budget"] is not None and not 0 < config["budget"] < math.inf:
-        raise UserError(f"budget={config['budget']} must be a positive number of minutes")
+    schema.check_keys(config, KEYS)
+    if config["budget"] is not None and not 0 < config["budget"] <= YEAR:
+        raise UserError(f"budget={config['budget']} must be a positive number of minutes, {YEAR} (a year) at most")
     for key in ("study", "judge"):
         if not isinstance(config[key], dict) or "_target_" not in config[key]:
             raise UserError(f"{key}={config[key]!r} leaves the study without its {key}; --help lists what there is")

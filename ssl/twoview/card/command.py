@@ -160,9 +160,7 @@ def _need_extra() -> None:
 
 
 def _check(config: dict[str, Any]) -> None:
-    for key, kind in KEYS.items():
-        if not schema.fits(config[key], kind):
-            raise UserError(f"{key}={config[key]!r} is not {schema.words(kind)}")
+    schema.check_keys(config, KEYS)
     check_strengths(config["strengths"])
     if not 0 < config["holdout"] < 1:
         raise UserError(f"holdout={config['holdout']} must lie between 0 and 1")

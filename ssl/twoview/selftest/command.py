@@ -50,9 +50,7 @@ def selftest_command(composed: DictConfig) -> int:
 
 def plan(config: dict[str, Any]) -> tuple[str, int]:
     """Which kind of devices is to act together, and how many."""
-    for key, kind in KEYS.items():
-        if not schema.fits(config[key], kind):
-            raise UserError(f"{key}={config[key]!r} is not {schema.words(kind)}")
+    schema.check_keys(config, KEYS)
     gpus = torch.cuda.device_count()
     if config["devices"] == "cuda" and not gpus:
         raise UserError("devices=cuda, but torch finds no GPU on this machine; use devices=cpu")
