@@ -35,7 +35,7 @@ class Compiler:
     def __call__(self, network: nn.Module, views: Tensor) -> Tensor:
         """`network(views)`: (B, C, H, W) -> (B, D)."""
         if self.mode is not True:
-            return network(views)  # type: ignore[no-any-return]
+            return network(views)
         if network not in self._compiled:
             self._begin(network, views)
         return self._compiled[network](views) if self.mode else network(views)
