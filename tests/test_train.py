@@ -366,6 +366,22 @@ def test_signals_decide_the_exit_code(
     assert read(tmp_path / "here")["global_step"] == 2
 
 
+def test_the_summary_has_the_share_of_all_waiting(finished: Path) -> None:
+    with (finished / "metrics.csv").open(newline="") as file:
+        readings = [row for row in csv.DictReader(file) if row["loss"]]
+    ends = [0.0, *(float(row["seconds"]) for row in readings)]
+    shares = [float(row["waiting"]) for row in readings]
+    waited = sum((b - a) * share for a, b, share in zip(ends[:-1], ends[1:], shares, strict=True))
+    assert json.loads((finished / "summary.json").read_text())["waiting"] == pytest.approx(waited / ends[-1], rel=1e-3)
+
+
+@pytest.mark.parametrize(("waiting", "said"), [(0.381, True), (0.05, False), (None, False)])
+def test_a_run_that_waits_for_its_data_says_so_at_its_end(waiting: float | None, said: bool, caplog: Any) -> None:
+    caplog.set_level(logging.INFO)
+    pretrain._say_goodbye({"status": "stopped: ctrl-C", "waiting": waiting}, Path("run"))
+    assert ("input-bound: 38 % of the time waiting for data" in caplog.text) is said
+
+
 def test_ctrl_c_ends_a_whole_sweep(
     tiny: list[str], tmp_path: Path, command: Callable[..., Any], interrupt: Callable[..., None]
 ) -> None:

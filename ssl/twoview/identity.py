@@ -59,8 +59,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
     - `checkpoint`, `trainer.max_time`, `every_epochs` of the monitors: when something is saved or measured. What the
       monitors measure counts (`knn.k`, ...): their numbers are part of the result.
     - `channels_last`, `compile`, `augment.compile`, `loss.chunk`, `model.chunk`, `loader.num_workers`, and of the
-      trainer accelerator, devices, nodes, strategy, `deterministic` and `benchmark`: the same numbers up to rounding. W
-      devices compute what one does. `trainer.sync_batchnorm` counts, since without it they do not, and so does
+      trainer accelerator, devices, nodes, strategy, `deterministic` and `benchmark`: the same numbers up to rounding.
+      W devices compute what one does. `trainer.sync_batchnorm` counts, since without it they do not, and so does
       `trainer.precision`, as it is written.
     - `augment.strength` acts through the values of the operations that were made from it, which count;
       `model.fresh_queue` is itself a word for one resumption.

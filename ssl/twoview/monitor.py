@@ -55,6 +55,7 @@ class Meter(pl.Callback):
         self.every_steps = every_steps
         self.latest: dict[str, float] = {}
         self.seconds = 0.0  # training time of the run, over all its resumptions
+        self.waited = 0.0  # of these for batches
         self._sum: Tensor | None = None
         self._unwritten: list[dict[str, Any]] = []  # rows for metrics.csv
         self._count = 0
@@ -67,6 +68,7 @@ class Meter(pl.Callback):
         """With the interval at hand, so that the reading after a resumption is that of an uninterrupted run."""
         return {
             "seconds": self.seconds,
+            "seconds_waited": self.waited,
             "latest": dict(self.latest),
             "sum": None if self._sum is None else self._sum.cpu(),
             "count": self._count,
@@ -76,6 +78,7 @@ class Meter(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.latest = state_dict["seconds"], state_dict["latest"]
+        self.waited = state_dict.get("seconds_waited", 0.0)
         self._sum, self._count = state_dict["sum"], state_dict["count"]
         self._elapsed, self._waited = state_dict["elapsed"], state_dict.get("waited", 0.0)
 
@@ -115,6 +118,7 @@ class Meter(pl.Callback):
         now = time.monotonic()
         elapsed, self._clock = max(now - self._clock, 1e-9), now  # some clocks tick every 16 ms
         self.seconds += elapsed
+        self.waited += self._waited
         self.latest.update(
             loss=loss,
             chance_loss=chance,

@@ -51,6 +51,7 @@ KEYS = {
 
 WRITTEN = ("config.yaml", "identity.json", "metrics.csv", "last.ckpt", "summary.json", "encoder.safetensors")
 COPIED = ("batch_size", "seed")  # of the loader: other parts of the run go by the same numbers
+WAITING = 0.1  # share of the time that a run may wait for batches without a word about it
 EXIT_CODES = {"stopped: ctrl-C": 130, "stopped: SIGUSR1": 138, "stopped: SIGTERM": 143}  # 128 + the signal's number
 
 
@@ -315,6 +316,7 @@ def summarise(
         "training_seconds": round(meter.seconds, 2),
         "training_time": clock(meter.seconds),
         "images_per_second": trainer.global_step * config["batch_size"] / meter.seconds if meter.seconds else None,
+        "waiting": meter.waited / meter.seconds if meter.seconds else None,
         "seed": config["seed"],
         "machine": machine(),
         "versions": versions(),
@@ -349,6 +351,8 @@ def _need_a_fixed_folder() -> None:
 
 @rank_zero_only
 def _say_goodbye(summary: dict[str, Any], run_dir: Path) -> None:
+    if (summary["waiting"] or 0) > WAITING:
+        log.info("input-bound: %.0f %% of the time waiting for data", 100 * summary["waiting"])
     if summary["status"] == "finished":
         knn = summary["knn"]
         score = f"kNN {knn['final']:.2%}, " if knn and knn["final"] is not None else ""

@@ -160,11 +160,9 @@ class _Fetch(Dataset[Batch]):
 
     def __init__(self, images: ImageSet) -> None:
         self.images = images
-        self.labels = images.labels if images.labels is not None else torch.full((len(images),), -1)
+        device = images.images.device if isinstance(images.images, Tensor) else None  # one for all: nothing is copied
+        self.labels = images.labels if images.labels is not None else torch.full((len(images),), -1, device=device)
 
     def __getitem__(self, index: Tensor) -> Batch:
-        return (
-            self.images.fetch(index),
-            index.to(self.labels.device),
-            self.labels[index.to(self.labels.device)],
-        )
+        index = index.to(self.labels.device)
+        return self.images.fetch(index), index, self.labels[index]
