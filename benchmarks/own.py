@@ -12,8 +12,10 @@ from torch import Tensor
 
 from twoview import pretrain, schema
 from twoview.command import CONFIGS, plain
+from twoview.model.compiled import Compiler
 from twoview.saving import Checkpoints, Interrupted
 
+IMAGES = 50_000  # of an epoch of CIFAR-10
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -34,7 +36,10 @@ def model_and_optimizer(config: dict[str, Any], device: str) -> tuple[Any, torch
         encoder = encoder.to(memory_format=torch.channels_last)
     model = schema.build(config["model"], encoder=encoder, optimizer=schema.build(config["optimizer"])).to(device)
     model.global_batch_size = config["batch_size"]
-    optimizer, _ = model.recipe.build(model, config["batch_size"], steps=1000, epochs=config["epochs"])
+    steps = IMAGES // config["batch_size"] * config["epochs"]
+    model.through = Compiler(config["compile"])
+    model.through.decide(torch.device(device), steps, world_size=1)
+    optimizer, _ = model.recipe.build(model, config["batch_size"], steps, config["epochs"])
     return model.train(), optimizer
 
 

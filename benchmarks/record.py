@@ -102,6 +102,7 @@ def write(out: Path, result: dict[str, Any], began: float, versions: dict[str, s
     result = result | {
         "seconds": round(time.perf_counter() - began, 1),
         "machine": provenance.machine(),
+        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,  # a busy machine explains a slow one
         "versions": provenance.versions() | versions,
         "commit": provenance.commit(),
     }

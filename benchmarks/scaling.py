@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import record
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -142,19 +143,8 @@ def verdict(sizes: list[Any], batches: list[Any], processes: list[Any]) -> list[
 
 
 def table(cases: list[dict[str, Any]]) -> Table:
-    heads = (
-        "images",
-        "B",
-        "processes",
-        "images/s",
-        "us/image",
-        "order",
-        "epoch's end",
-        "first step",
-        "memory",
-        "paper",
-    )
-    made = Table(*heads, title="Scaling")
+    about, costs = ("images", "B", "processes"), ("images/s", "us/image", "order", "epoch's end", "first step")
+    made = Table(*about, *costs, "MiB", "on paper", title="Scaling", box=SIMPLE_HEAD)
     for column in made.columns:
         column.justify = "right"
     for case in cases:
@@ -170,8 +160,8 @@ def table(cases: list[dict[str, Any]]) -> Table:
             f"{case['order_seconds']:.2f} s",
             "" if end is None else f"{end:.2f} s",
             f"{case['first_step_after_seconds']:.1f} s",
-            f"{case['extra_bytes'] / 2**20:,.0f} MiB",
-            f"{sum(case['paper_bytes'].values()) / 2**20:,.0f} MiB",
+            f"{case['extra_bytes'] / 2**20:,.0f}",
+            f"{sum(case['paper_bytes'].values()) / 2**20:,.0f}",
         )
     return made
 

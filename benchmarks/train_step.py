@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import record
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -56,7 +57,7 @@ def own_step(bare: bool, config: dict[str, Any], chosen: str, device: str) -> Ca
     def loss() -> Any:
         if not bare:
             return model.training_step(batch, 0)["loss"]
-        z1, z2 = model.projector(model.encoder(torch.cat(views))).chunk(2)
+        z1, z2 = model.projector(model.through(model.encoder, torch.cat(views))).chunk(2)
         return nt_xent(z1, z2, model.temperature)
 
     def step() -> None:
@@ -161,15 +162,16 @@ def ratio(a: float | None, b: float | None) -> float | None:
 
 
 def table(cases: list[dict[str, Any]], title: str) -> Table:
-    made = Table("network", "engine", "precision", "images/s", "of the bare step", "ours is", "memory", title=title)
-    for column in made.columns[3:]:
-        column.justify = "right"
+    made = Table("network", "B", "engine", "in", "images/s", "of bare", "ours is", "MiB", title=title, box=SIMPLE_HEAD)
+    for i in (1, 4, 5, 6, 7):
+        made.columns[i].justify = "right"
     for i, case in enumerate(cases):
         network = case["network"]
         first = i == 0 or cases[i - 1]["network"] != network
         if first and i:
             made.add_section()
-        start = [f"{network}, B {case['batch']}" if first else "", case["engine"], SHORT[case["precision"]]]
+        about = [network, str(case.get("batch", ""))] if first else ["", ""]
+        start = [*about, case["engine"], SHORT[case["precision"]]]
         if "images_per_second" not in case:
             made.add_row(*start, case.get("skipped", ""))
             continue
@@ -180,7 +182,7 @@ def table(cases: list[dict[str, Any]], title: str) -> Table:
             f"{speed:,.0f}" if speed >= 100 else f"{speed:.1f}",
             "" if share is None else f"{share:.3f}",
             "" if times is None or case["engine"] in TWINS else f"{times:.1f} x",
-            f"{case['extra_bytes'] / 2**20:,.0f} MiB",
+            f"{case['extra_bytes'] / 2**20:,.0f}",
         )
     return made
 
