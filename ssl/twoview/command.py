@@ -170,7 +170,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, HydraException):
         return " ".join(str(error).split())
     if isinstance(error, MemoryError) or "out of memory" in str(error):
-        return f"out of memory: use a smaller batch_size ({' '.join(str(error).split())[:200]})"
+        said = (str(error).splitlines() or ["no more is known"])[0]  # a worker's traceback follows
+        return f"out of memory: use a smaller batch_size ({said[:200]})"
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     if "embedded null" in str(error):  # Python's, of a path from a configuration

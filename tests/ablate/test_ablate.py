@@ -184,7 +184,7 @@ def test_arms_of_other_code_are_not_mixed_unless_a_flag_says_so(study: Command, 
     assert "2 runs of the study were made with other code of twoview" in error
     assert times(tmp_path / "study") == before
     assert study("study.seeds=2", "folder=study", "allow_changes=true").code == 0
-    assert "(allow_changes=true): code of twoview" in (tmp_path / "study" / "report.md").read_text()
+    assert "more differs than the study varies" in (tmp_path / "study" / "report.md").read_text()
 
 
 def test_results_of_different_protocols_are_refused(study: Command, tmp_path: Path) -> None:
