@@ -150,7 +150,7 @@ class GlobalBatches(Sampler[Tensor]):
         epoch, done = divmod(max(trainer.global_step, data.first_step), len(self))
         order = permutation(len(data.images), data.seed, epoch)
         if data.images.in_memory:  # once an epoch: copied batch by batch, the host would wait for a GPU in each step
-            order = order.to(trainer.strategy.root_device)
+            order = order.to(data.views.mean.device)
         for batch in order.split(data.batch_size)[done : len(self)]:
             yield batch.tensor_split(trainer.world_size)[trainer.global_rank]
 
