@@ -2,9 +2,9 @@
 
     python benchmarks/run.py [--quick] [--device cuda]    # 6 minutes on 2 CPU cores; needs the extras `bench`, `plot`
 
-`ours` is `twoview.pretrain` as train.py starts it, augmentation compiled as in any run of more than a few minutes,
-monitors and logs as they are by default (kNN and checkpoints come at the end of an epoch, and no epoch ends here). The
-peers stand in `peers.py`: torchvision transforms or lightly's, image by image, in a DataLoader with a worker per core.
+`ours` is `twoview.pretrain` as train.py starts it and as its configuration has it, augmentation compiled or not, with
+its meters and logs (kNN and checkpoints come at the end of an epoch, and no epoch ends here). The peers stand in
+`peers.py`: torchvision transforms or lightly's, image by image, in a DataLoader with a worker per core.
 `bare` is the limit, the step of `train_step.py` on views that are already there. Each in the precision that it has by
 default, and all in bfloat16. Same network, batch and images (CIFAR-10): on a CPU ResNet-18 with 128 images, and ours
 with `small` as in experiment=cifar10_cpu too; on a GPU ResNet-18 and ResNet-50 with 512.

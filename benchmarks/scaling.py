@@ -7,6 +7,7 @@ compiled, on 5,000 to 1,000,000 images that are made up, and with batches of 128
 second are from the median step; what an epoch costs beside its steps (the order of the images, the checkpoint) and the
 seconds until the first step stand apart. Memory is the peak growth of the resident set from before the images were
 there, beside what `paper` says. Then two processes of one thread each, over gloo, against one process of one thread.
+Muon's work for a step does not depend on the batch and is done by every process: the ends of both ranges with SGD, too.
 
 Each case has a process of its own. Writes benchmarks/results/scaling.json.
 """
@@ -54,7 +55,8 @@ def paper(n: int, batch: int, side: int, widths: list[int], parameters: int) -> 
     `images`: uint8. `optimizer`: weights, gradients and momentum in float32, and weights once more in bfloat16.
     `activations`, for each of the 2B views: the view in float32 and bfloat16; in bfloat16 what every convolution gives
     (the input of its normalisation) and what its ReLU gives, the two residual sums, and what each pooling gives, with
-    its indices of 8 bytes. `loss`: three matrices (2B, 2B) in float32 and a mask.
+    its indices of 8 bytes. `backward`: what passes the largest of them on the way back, in, out and past the residual
+    branch. `loss`: three matrices (2B, 2B) in float32 and a mask.
     """
     w1, w2, w3, w4 = widths
     s2, s4, s8 = (side // 2) ** 2, (side // 4) ** 2, (side // 8) ** 2
@@ -65,11 +67,14 @@ def paper(n: int, batch: int, side: int, widths: list[int], parameters: int) -> 
         "images": n * 3 * SIDE**2,
         "optimizer": 14 * parameters,
         "activations": 2 * batch * view,
+        "backward": 2 * batch * 3 * 2 * w1 * s2,
         "loss": 13 * (2 * batch) ** 2,
     }
 
 
-def measure(words: list[str], n: int, batch: int, steps: int, processes: int, threads: int) -> dict[str, Any]:
+def measure(
+    words: list[str], optimizer: str, n: int, batch: int, steps: int, processes: int, threads: int
+) -> dict[str, Any]:
     """One case, in this process, or the first of `processes`. `threads` 0: as many as there are cores."""
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # also of the processes that Lightning starts
@@ -78,7 +83,7 @@ def measure(words: list[str], n: int, batch: int, steps: int, processes: int, th
 
     from twoview.rng import permutation
 
-    words = [*words, f"batch_size={batch}", "data=shapes", "trainer=cpu"]
+    words = [*words, f"batch_size={batch}", "data=shapes", "trainer=cpu", f"optimizer={optimizer}"]
     if processes > 1:
         words += ["trainer.strategy=ddp", f"trainer.devices={processes}"]
     config = own.configuration(words)
@@ -102,6 +107,7 @@ def measure(words: list[str], n: int, batch: int, steps: int, processes: int, th
     permutation(n, seed=0, epoch=1)
     side = config["augment"]["ops"]["crop"]["size"] or SIDE
     return {
+        "optimizer": optimizer,
         "images": n,
         "batch": batch,
         "processes": processes,
@@ -143,12 +149,12 @@ def verdict(sizes: list[Any], batches: list[Any], processes: list[Any]) -> list[
 
 
 def table(cases: list[dict[str, Any]]) -> Table:
-    about, costs = ("images", "B", "processes"), ("images/s", "us/image", "order", "epoch's end", "first step")
-    made = Table(*about, *costs, "MiB", "on paper", title="Scaling", box=SIMPLE_HEAD)
-    for column in made.columns:
+    about, costs = ("optimizer", "images", "B", "proc."), ("img/s", "us/img", "order", "end", "start")
+    made = Table(*about, *costs, "MiB", "paper", title="Scaling", box=SIMPLE_HEAD, padding=0)
+    for column in made.columns[1:]:
         column.justify = "right"
     for case in cases:
-        start = [f"{case['images']:,}", f"{case['batch']:,}", str(case["processes"])]
+        start = [case["optimizer"], f"{case['images']:,}", f"{case['batch']:,}", str(case["processes"])]
         if "images_per_second" not in case:
             made.add_row(*start, case["skipped"])
             continue
@@ -157,23 +163,27 @@ def table(cases: list[dict[str, Any]]) -> Table:
             *start,
             f"{case['images_per_second']:,.0f}",
             f"{1e6 / case['images_per_second']:,.0f}",
-            f"{case['order_seconds']:.2f} s",
-            "" if end is None else f"{end:.2f} s",
-            f"{case['first_step_after_seconds']:.1f} s",
+            f"{case['order_seconds']:.2f}",
+            "" if end is None else f"{end:.2f}",
+            f"{case['first_step_after_seconds']:.1f}",
             f"{case['extra_bytes'] / 2**20:,.0f}",
             f"{sum(case['paper_bytes'].values()) / 2**20:,.0f}",
         )
     return made
 
 
+def _steps(batch: int, steps: int) -> int:
+    return steps if batch <= 1024 else max(4, steps // 5)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny network, small sets and batches")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "scaling.json")
-    parser.add_argument("--case", nargs=5, metavar=tuple("ABCDE"), type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=6, metavar=tuple("ABCDEF"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
-        print(json.dumps(measure(QUICK if args.quick else RECIPE, *args.case)))
+        print(json.dumps(measure(QUICK if args.quick else RECIPE, args.case[0], *map(int, args.case[1:]))))
         return
 
     console, began = Console(), time.perf_counter()
@@ -181,17 +191,19 @@ def main() -> None:
     if args.quick:
         sizes, batches, images, batch, steps = [64, 256], [16, 32], 256, 16, 6
     plans = {
-        "sizes": [(n, batch, steps, 1, 0) for n in sizes],
-        "batches": [(images, b, steps if b <= 1024 else max(4, steps // 5), 1, 0) for b in batches],
-        "processes": [(images, batch, steps, p, 1) for p in (1, 2)],
+        "sizes": [("muon", n, batch, steps, 1, 0) for n in sizes],
+        "batches": [("muon", images, b, _steps(b, steps), 1, 0) for b in batches],
+        "batches_sgd": [("sgd", images, b, _steps(b, steps), 1, 0) for b in (batches[0], batches[-1])],
+        "processes": [("muon", images, batch, steps, p, 1) for p in (1, 2)],
+        "processes_sgd": [("sgd", images, batch, steps, p, 1) for p in (1, 2)],
     }
     found: dict[str, list[dict[str, Any]]] = {}
     for name, cases in plans.items():
-        for n, b, k, processes, threads in cases:
-            console.print(f"{n:,} images, B = {b:,}, {processes} processes", style="dim")
-            words = ["--case", *map(str, (n, b, k, processes, threads)), *(["--quick"] if args.quick else [])]
-            case = {"images": n, "batch": b, "processes": processes} | record.in_own_process(__file__, words)
-            found.setdefault(name, []).append(case)
+        for optimizer, n, b, k, processes, threads in cases:
+            console.print(f"{optimizer}, {n:,} images, B = {b:,}, {processes} processes", style="dim")
+            words = [optimizer, *map(str, (n, b, k, processes, threads)), *(["--quick"] if args.quick else [])]
+            case = {"optimizer": optimizer, "images": n, "batch": b, "processes": processes}
+            found.setdefault(name, []).append(case | record.in_own_process(__file__, ["--case", *words]))
     console.print(table([case for cases in found.values() for case in cases]))
     goals = verdict(found["sizes"], found["batches"], found["processes"])
     record.say(goals, console)

@@ -162,7 +162,19 @@ def ratio(a: float | None, b: float | None) -> float | None:
 
 
 def table(cases: list[dict[str, Any]], title: str) -> Table:
-    made = Table("network", "B", "engine", "in", "images/s", "of bare", "ours is", "MiB", title=title, box=SIMPLE_HEAD)
+    made = Table(
+        "network",
+        "B",
+        "engine",
+        "in",
+        "images/s",
+        "of bare",
+        "ours is",
+        "MiB",
+        title=title,
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for i in (1, 4, 5, 6, 7):
         made.columns[i].justify = "right"
     for i, case in enumerate(cases):

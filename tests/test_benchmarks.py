@@ -193,7 +193,7 @@ def test_a_whole_loop_is_measured(benchmark: Any, engine: str, monkeypatch: pyte
 
 def test_a_run_is_measured_beside_its_memory_on_paper(benchmark: Any) -> None:
     words = [word for word in TINY if not word.startswith(("data", "batch_size"))]
-    found = benchmark("scaling").measure(words, n=48, batch=16, steps=5, processes=1, threads=0)
+    found = benchmark("scaling").measure(words, "sgd", n=48, batch=16, steps=5, processes=1, threads=0)
     assert found["images_per_second"] > 0
     assert found["epoch_end_seconds"] is not None  # an epoch of three steps ended
     assert found["paper_bytes"]["images"] == 48 * 3 * 32 * 32
@@ -209,8 +209,7 @@ def test_the_command_writes_its_record(script: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert {"verdict", "machine", "versions", "commit"} <= result.keys()
-    cases = result.get("cases") or [one for part in ("sizes", "batches", "processes") for one in result[part]]
-    assert not [one["skipped"] for one in cases if "skipped" in one]
+    assert "skipped" not in out.read_text()
     assert script != "run" or out.with_suffix(".png").exists()
 
 
