@@ -6,7 +6,7 @@ Features are real, hence ill-conditioned, unlike random ones: of the run's own u
 the encoder's last stage, averaged over the whole map (512) and over a 2 x 2 grid (2048). Both standardise and fit ten
 classes or however many there are, cold, with the same L2 strength; ours to the gradient norm that scikit-learn reached
 with `tol`, in the full gradient's Euclidean norm, which is computed alike for both. Its time is that of `fit` alone, in
-float64; ours contains standardising too. Then the path of twelve strengths as the probe walks it, to 1e-6 nats each.
+float64; ours contains standardising too. Then the path of twelve strengths as the probe walks it, to 1e-4 nats each.
 
 Each case has a process of its own. Time is the median of passes, memory the peak growth beside the stored features (of
 the resident set; of torch's allocator on a GPU). Writes benchmarks/results/probe.json.
