@@ -15,6 +15,8 @@ from rich.console import Console
 def in_own_process(script: str, words: list[str]) -> dict[str, Any]:
     """What `script` prints as its last line, JSON, when started with `words`; or why there is none."""
     done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
+    if done.returncode < 0:
+        return {"skipped": f"ended by signal {-done.returncode}"}
     if done.returncode:
         return {"skipped": (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]}
     case: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
