@@ -203,8 +203,8 @@ def _explain_composition(error: ConfigCompositionException) -> str:
         path, _, key = str(cause.full_key).rpartition(".")  # type: ignore[union-attr]
         if path.startswith("study.axes"):
             return (
-                f"study.axes={{...}} gives new values to the keys that the study varies ({', '.join(map(str, parent))}); "
-                "to vary others write '~study.axes' '+study.axes={...}'"
+                f"study.axes={{...}} gives new values to what the study varies ({', '.join(map(str, parent))}); to "
+                "vary other keys write '~study.axes' '+study.axes={...}'"
             )
         return unknown_key(path, key, (str(k) for k in parent if not str(k).startswith("_")))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -288,7 +288,7 @@ def test_with_one_seed_there_is_no_interval(tmp_path: Path) -> None:
 def test_arms_of_an_unfinished_study_are_compared_by_the_seeds_they_share(tmp_path: Path) -> None:
     """Seed 0 is an easy one: the arm that has had no other has the highest mean, and is worse all the same."""
     missing = (("s=0.25", 1), ("s=0.25", 2))
-    arms = {"s=0.25": ({"augment.strength": 0.25}, 0.647), "s=0.5": ({"augment.strength": 0.5}, 0.65)}
+    arms = {"s=0.25": ({"augment.strength": 0.25}, 0.649), "s=0.5": ({"augment.strength": 0.5}, 0.65)}
     found = read(study(tmp_path / "study", arms, reference="s=0.5", missing=missing))
     assert found.means["s=0.25"] > found.means["s=0.5"]
     lead = words.headline(found)[0]
@@ -297,13 +297,13 @@ def test_arms_of_an_unfinished_study_are_compared_by_the_seeds_they_share(tmp_pa
     arms["s=0.25"] = {"augment.strength": 0.25}, 0.66
     written = report.write(study(tmp_path / "ahead", arms, reference="s=0.5", missing=missing))
     found = read(tmp_path / "ahead")
-    first, other = ([run.metrics["linear.top1"] for run in found.of(arm)][0] for arm in ("s=0.25", "s=0.5"))
+    first, other = (found.values("linear.top1")[arm][0] for arm in ("s=0.25", "s=0.5"))
     text = html(written).text
     assert f"s=0.25, linear probe{words.percent(first, unit='%')}" in re.sub(r"\s*\n\s*", "", text)
     assert f"s=0.5, the reference, 1 seed in common{words.percent(other, unit='%')}" in re.sub(r"\s*\n\s*", "", text)
 
 
-def test_of_more_than_two_arms_none_is_called_the_best_that_was_held_against_the_reference_alone(
+def test_an_arm_held_against_the_reference_alone_is_not_called_the_best(
     tmp_path: Path,
 ) -> None:
     arms = at(0, 0.25, 0.5)

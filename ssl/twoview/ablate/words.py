@@ -12,8 +12,9 @@ NONE = "–"
 NBSP = "\N{NO-BREAK SPACE}"
 MARKS = {"better": "good", "worse": "bad"}
 TABLE_NOTE = (
-    f"Intervals hold 95{NBSP}%. Differences are paired by seed. p is corrected for the number of arms compared and decides "
-    "the verdict (below 0.05). Detectable: the smallest true difference that such a study finds in 80 of 100 cases."
+    f"Intervals hold 95{NBSP}%. Differences are paired by seed. p is corrected for the number of arms compared and "
+    "decides the verdict (below 0.05). Detectable: the smallest true difference that such a study finds in 80 of 100 "
+    "cases."
 )
 
 Table = tuple[list[str | Cell], list[list[Cell]], str]  # header, rows, alignment
