@@ -202,6 +202,11 @@ def _explain_composition(error: ConfigCompositionException) -> str:
     parent = getattr(cause, "parent_node", None)
     if isinstance(parent, DictConfig) and getattr(cause, "full_key", None):
         path, _, key = str(cause.full_key).rpartition(".")  # type: ignore[union-attr]
+        if path.startswith("study.axes"):
+            return (
+                f"study.axes={{...}} gives new values to what the study varies ({', '.join(map(str, parent))}); to "
+                "vary other keys write '~study.axes' '+study.axes={...}'"
+            )
         return unknown_key(path, key, (str(k) for k in parent if not str(k).startswith("_")))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].startswith("Could not override"):

@@ -1,7 +1,9 @@
 """`scripts/ablate_augment.py` from the words to the report, on tiny runs."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from twoview.ablate import results
+from twoview import pretrain
+from twoview.ablate import arm, results
 from twoview.command import CONFIGS
 from twoview.errors import UserError
 
@@ -118,6 +121,11 @@ def test_an_arm_that_fails_is_written_down_and_the_others_go_on(study: Command, 
     [
         (["study.axes={augment.strength:[0,-1]}"], "arm 'strength=-1' of the study"),
         (["~study.axes", "+study.axes={augment.ops.blur.p:[0,1]}"], "augment.ops.blur.p, which the run lacks"),
+        (["~study.axes", "+study.axes={augment.ops.blur.p:[0,1]}"], "its policy has: crop, flip, jitter, gray"),
+        (["study.axes={augment.ops.blur.p:[0,0.5]}"], "write '~study.axes' '+study.axes={...}'"),
+        (["study.axes={model:[simclr,moco]}"], "write '~study.axes' '+study.axes={...}'"),
+        (["report=study"], "there is no study/study.json"),
+        (["report=5"], "report=5 is not"),
         (["study=leave_one_out", "study.ops=[blur]"], "which the policy lacks"),
         (["study=strengh"], "Did you mean strength"),
         (["study.sedes=1"], "Did you mean seeds"),
@@ -153,7 +161,9 @@ def test_data_without_labels_are_refused(command: Command, tmp_path: Path) -> No
 def test_another_study_in_the_folder_is_refused(study: Command, tmp_path: Path) -> None:
     assert study("study.seeds=1", "folder=study").code == 0
     before = times(tmp_path / "study")
-    assert "holds another study" in study("study.seeds=1", "folder=study", "epochs=3").error
+    error = study("study.seeds=1", "folder=study", "epochs=3", "augment.ops.flip.p=0.1").error
+    assert "holds another study" in error
+    assert "This one has epochs=3 instead of 2 and augment.ops.flip.p=0.1 instead of 0.5: " in error
     assert "holds another study" in study("study=leave_one_out", "folder=study").error
     assert times(tmp_path / "study") == before
 
@@ -213,6 +223,82 @@ def test_a_budget_chooses_the_epochs_and_keeps_to_its_choice(study: Command, tmp
     again = study("study.seeds=1", "folder=study", "budget=0.4")
     assert again.code == 0
     assert "trial" not in again.out  # which might have come out otherwise
+
+
+def second_time(first: Callable[..., Any], then: Callable[[], Any]) -> Callable[..., Any]:
+    """`first`, and at its second call `then` before it."""
+    calls: list[int] = []
+
+    def call(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            then()
+        return first(*args)
+
+    return call
+
+
+def test_a_signal_while_an_arm_is_judged_stops_the_study_with_its_report(
+    study: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(arm, "judged", second_time(arm.judged, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        ended = study("study.seeds=1", "folder=study")
+    assert ended.code == 143, ended.err
+    assert "stopped (SIGTERM). The same command goes on" in ended.out
+    assert "Incomplete: 1 of 2 runs have finished." in (tmp_path / "study" / "report.html").read_text()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert len(found(tmp_path / "study")) == 1
+    assert study("study.seeds=1", "folder=study").code == 0
+
+
+def test_a_signal_while_an_arm_is_trained_begins_no_other(
+    study: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def stopped(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+        started.append(folder)
+        return {"status": "stopped: ctrl-C"}
+
+    monkeypatch.setattr(pretrain, "run", stopped)
+    ended = study("study.seeds=1", "folder=study")
+    assert ended.code == 130, ended.err
+    assert "stopped (ctrl-C)" in ended.out
+    assert len(started) == 1
+    assert not (tmp_path / "study" / "report.html").exists()  # there is nothing to report yet
+
+
+def test_a_disk_that_fills_up_ends_the_study_with_one_message(
+    study: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if "result.json" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        error = study("study.seeds=1", "folder=study").error
+    assert "result.json: No space left on device; make room" in error
+    assert error.endswith("The same command goes on")
+    assert len(list((tmp_path / "study").glob("arms/*/summary.json"))) == 1  # the next arm was not begun
+    assert study("study.seeds=1", "folder=study").code == 0
+
+
+def test_a_report_is_written_again_from_what_was_put_away(study: Command, tmp_path: Path) -> None:
+    assert study("study.seeds=1", "folder=study").code == 0
+    (tmp_path / "kept").mkdir()
+    for name in ("study.json", "runs.json"):
+        shutil.copy(tmp_path / "study" / name, tmp_path / "kept")
+    ended = study("report=kept")
+    assert ended.code == 0, ended.err
+    assert "report: kept/report.html" in ended.out
+    for name in ("report.md", "results.csv", "strength.png"):
+        assert (tmp_path / "kept" / name).read_bytes() == (tmp_path / "study" / name).read_bytes()
 
 
 def run_process(*words: str, folder: Path) -> "subprocess.Popen[str]":

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -229,7 +230,7 @@ def test_every_kind_has_its_report(kind: str, tmp_path: Path) -> None:
 
 def test_the_answer_stands_at_the_top(tmp_path: Path) -> None:
     found = read(study(tmp_path / "study", **KINDS["curve"]))
-    lead, *more = words.headline(found)
+    lead, *more = plain_spaces(words.headline(found))
     assert re.fullmatch(
         r"s=0\.5, the reference, is the best of 3 arms: 65\.\d % \[\d\d\.\d, \d\d\.\d\] in the linear probe\.", lead
     )
@@ -238,9 +239,15 @@ def test_the_answer_stands_at_the_top(tmp_path: Path) -> None:
         more[0],
     )
     found = read(study(tmp_path / "better", at(0, 0.5), reference="s=0"))
-    lead, *more = words.headline(found)
+    lead, *more = plain_spaces(words.headline(found))
     assert re.search(r"s=0\.5 is the best of 2 arms: .*, better than the reference, s=0, by 5\.\d \[", lead)
     assert more == []
+
+
+def plain_spaces(sentences: list[str]) -> list[str]:
+    """A number and its unit, or the ends of an interval, stand on one line of a page."""
+    assert not any(re.search(r"\d %|\d, [−\d.]+\]", sentence) for sentence in sentences)
+    return [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in sentences]
 
 
 def test_what_the_noise_hides_is_called_so(tmp_path: Path) -> None:
@@ -273,9 +280,49 @@ def test_with_one_seed_there_is_no_interval(tmp_path: Path) -> None:
         folder = study(tmp_path / kind, seeds=1, **KINDS[kind])
         content = html(report.write(folder))
         assert "One seed: no interval can be given" in content.text
-        assert "the best of" in content.text
+        assert re.search(r"has the highest mean of \d arms \(no interval can be given yet\)", content.text)
         assert not re.search(r"\[[−+]?\d+\.\d, ", content.text)
         assert "One seed" in (folder / "report.md").read_text()
+
+
+def test_arms_of_an_unfinished_study_are_compared_by_the_seeds_they_share(tmp_path: Path) -> None:
+    """Seed 0 is an easy one: the arm that has had no other has the highest mean, and is worse all the same."""
+    missing = (("s=0.25", 1), ("s=0.25", 2))
+    arms = {"s=0.25": ({"augment.strength": 0.25}, 0.649), "s=0.5": ({"augment.strength": 0.5}, 0.65)}
+    found = read(study(tmp_path / "study", arms, reference="s=0.5", missing=missing))
+    assert found.means["s=0.25"] > found.means["s=0.5"]
+    lead = words.headline(found)[0]
+    assert lead.startswith("s=0.5, the reference, is ahead of 2 arms, compared by the seeds that each has in common")
+    assert "(no interval can be given yet)" in lead
+    arms["s=0.25"] = {"augment.strength": 0.25}, 0.66
+    written = report.write(study(tmp_path / "ahead", arms, reference="s=0.5", missing=missing))
+    found = read(tmp_path / "ahead")
+    first, other = (found.values("linear.top1")[arm][0] for arm in ("s=0.25", "s=0.5"))
+    text = html(written).text
+    assert f"s=0.25, linear probe{words.percent(first, unit='%')}" in re.sub(r"\s*\n\s*", "", text)
+    assert f"s=0.5, the reference, 1 seed in common{words.percent(other, unit='%')}" in re.sub(r"\s*\n\s*", "", text)
+
+
+def test_an_arm_held_against_the_reference_alone_is_not_called_the_best(
+    tmp_path: Path,
+) -> None:
+    arms = at(0, 0.25, 0.5)
+    assert "s=0.5 has the highest mean of 3 arms: " in words.headline(read(study(tmp_path, arms, reference="s=0")))[0]
+
+
+def test_a_study_put_away_without_its_runs_is_written_again(tmp_path: Path) -> None:
+    folder = study(tmp_path / "study", failed=(("s=0", 1),), **KINDS["curve"])
+    before = {path: path.read_bytes() for key, path in report.write(folder).items() if key != "html"}
+    shutil.rmtree(folder / "arms")
+    for path in before:
+        if path.name != "runs.json":
+            path.unlink()
+    written = report.write(folder)  # without the strips of views alone
+    assert {path: path.read_bytes() for path in before} == before
+    assert "What the views look like" not in html(written).text
+    (folder / "runs.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match=r"runs\.json is damaged"):
+        read(folder)
 
 
 def test_half_a_study_has_a_report_that_says_so(tmp_path: Path) -> None:
@@ -315,7 +362,7 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
             result.pop(key)
 
     written = report.write(study(tmp_path / "study", at(0, 1), change=poor))
-    assert written.keys() - {"parquet"} == {"html", "md", "csv", "png"}
+    assert written.keys() - {"parquet"} == {"html", "md", "csv", "runs", "png"}
     assert html(written).tags.count("picture") == 1
 
 
@@ -492,6 +539,11 @@ def test_what_stands_in_the_way_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write .*report\.md"):
         report.write(folder)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("paint", ["#0b3d66", "#7fb2d8", "#f3f7fb", "#2f6f9f", "#777777"])
+def test_letters_stand_out_on_every_tile(paint: str) -> None:
+    assert figures.ink_on(paint) == ("#ffffff" if paint in ("#0b3d66", "#2f6f9f") else "#14181d")
 
 
 def test_few_arms_are_the_best_the_worst_and_the_reference(tmp_path: Path) -> None:

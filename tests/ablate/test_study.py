@@ -15,6 +15,7 @@ from twoview import pretrain, schema
 from twoview.ablate.study import AddOne, Compose, Curve, Grid, LeaveOneOut, value, value_of
 from twoview.command import options
 from twoview.errors import UserError
+from twoview.model.base import ContrastiveModule
 
 Compose_ = Callable[..., dict[str, Any]]
 JITTER = {"_target_": "twoview.augment.photometric.ColorJitter", "p": 1.0}
@@ -91,7 +92,10 @@ def test_studies_that_make_no_sense_are_refused(make: Callable[[], Any], words: 
 @pytest.mark.parametrize(
     ("study", "words"),
     [
-        (Curve("c", "", {"augment.ops.blur.p": [0, 1]}), "augment.ops.blur.p, which the run lacks"),
+        (
+            Curve("c", "", {"augment.ops.blur.p": [0, 1]}),
+            "augment.ops.blur.p, which the run lacks; its policy has: crop, flip",
+        ),
         (LeaveOneOut("l", "", ["blur"]), "'blur', which the policy lacks; it has: crop, flip"),
         (AddOne("a", "", {"gray": JITTER}), "'gray', which the policy has"),
     ],
@@ -140,13 +144,24 @@ def test_every_arm_of_every_study_is_a_run(compose: Compose_, option: str) -> No
 
 
 def test_arms_of_one_seed_share_weights_order_and_the_numbers_of_their_common_operations(
-    compose: Compose_, tiny: list[str], tmp_path: Path
+    compose: Compose_, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    orders: list[list[int]] = []
+    step = ContrastiveModule.training_step
+
+    def recorded(self: Any, batch: Any, *args: Any) -> Any:
+        orders[-1] += batch[1].tolist()
+        return step(self, batch, *args)
+
+    monkeypatch.setattr(ContrastiveModule, "training_step", recorded)
     words = [*tiny, "knn=null", "quality=null", "epochs=1", "optimizer.lr_per_256=1e-12"]
     starts = []
     for name, arm in {"a": ["augment.strength=0"], "b": ["~augment.ops.flip", "augment.strength=1"]}.items():
+        orders.append([])
         pretrain.run(compose(*words, *arm), tmp_path / name)
         starts.append(torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"])
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == list(range(256)) != orders[0]
     weights = [key for key in starts[0] if not key.endswith(("mean", "var", "tracked"))]
     for key in weights:  # which the seed alone decides
         torch.testing.assert_close(starts[0][key], starts[1][key], rtol=0, atol=1e-10)

@@ -33,7 +33,7 @@ from twoview.rng import permutation
 
 log = logging.getLogger(__name__)
 
-NOT_OF_A_RUN = ("study", "judge", "budget", "dry_run", "folder")  # sections of the study's command
+NOT_OF_A_RUN = ("study", "judge", "budget", "dry_run", "folder", "report")  # sections of the study's command
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,29 @@ def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in NOT_OF_A_RUN}
 
 
+class Stopped(KeyboardInterrupt):
+    """The study ends here, and no launcher begins another arm: a signal, or a disk that takes no result. Its text says
+    which.
+    """
+
+
 def run_arm(composed: DictConfig) -> str:
     """What Hydra's launcher calls, in this process or in another: trains, judges, writes `result.json`.
 
     Returns how it went: finished, failed (the error is in the file and the study goes on), or the reason why the run
-    was stopped. An arm that was interrupted goes on from its checkpoint.
+    was stopped. Raises `Stopped` after a signal, and where the result cannot be written. An arm that was interrupted
+    goes on from its checkpoint.
     """
-    config, folder = plain(composed), output_dir()
+    try:
+        status = _recorded(plain(composed), output_dir())
+    except (OSError, UserError) as error:
+        raise Stopped(explain(error)) from error
+    if status in pretrain.EXIT_CODES:
+        raise Stopped(status.removeprefix("stopped: "))
+    return status
+
+
+def _recorded(config: dict[str, Any], folder: Path) -> str:
     facts = json.loads((folder / "arm.json").read_text())
     with silent(folder / "log.txt"):
         try:
@@ -227,6 +243,7 @@ def silent(path: Path) -> Iterator[None]:
     handlers, level, kept = root.handlers, root.level, dict(console.__dict__)
     with path.open("a") as file:
         handler = logging.StreamHandler(file)
+        handler.handleError = lambda record: None  # type: ignore[method-assign] # a full disk: the closing tells
         handler.addFilter(lambda record: record.name.startswith("twoview") or record.levelno >= logging.ERROR)
         root.handlers = [handler]
         root.setLevel(logging.INFO)

@@ -4,7 +4,8 @@ The layout is a randomised block design: the seeds are the blocks, and a value i
 plus a residual (Montgomery, "Design and Analysis of Experiments", chapter 4). The seed's effect cancels in the paired
 differences. Their spread comes from the residuals of *all* arms, (arms - 1)(seeds - 1) degrees of freedom, because the
 arm's own pairs leave seeds - 1: with 6 arms, 3 seeds and an effect of 4 standard deviations, the paired t test of each
-arm by itself finds the effect in 22 of 100 simulated studies, the pooled one in 92. For two arms they are the same.
+arm by itself finds the effect in 26 of 100 simulated studies, the pooled one in 90 (`benchmarks/power.py`). For two
+arms they are the same.
 
 The price is an assumption: residuals are normal and vary alike in all arms. An arm that collapses for some seeds breaks
 it, would hide the differences of the others and be trusted too much itself. So each arm's residuals are held against

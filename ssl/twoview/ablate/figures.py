@@ -9,8 +9,8 @@ from textwrap import shorten, wrap
 from typing import Any, NamedTuple
 
 from twoview.ablate.compare import Difference, Interval
-from twoview.ablate.results import Study
-from twoview.ablate.words import HEADLINES, in_points
+from twoview.ablate.results import HEADLINE, Study
+from twoview.ablate.words import NBSP, in_points
 from twoview.page import Theme
 
 MOST = 7  # arms that colours can tell apart
@@ -58,19 +58,20 @@ def canvas(theme: Theme, height: float) -> Any:
 def accuracy(study: Study) -> Drawing:
     """The picture that answers the study's question, by the study's kind."""
     settings, home, name = study.settings, study.reference, str(study.settings["name"])
-    shown = f"mean over the seeds, {HEADLINES[study.headline]}, top-1 in percent"
-    many = " with its 95 % interval" if len(settings["seeds"]) > 1 else " (one seed: no interval)"
+    shown = "mean over the seeds, linear probe, top-1 in percent"
+    many = f" with its 95{NBSP}% interval" if len(settings["seeds"]) > 1 else " (one seed: no interval)"
     labels = [axis_label(axis) for axis in settings["axes"]]
     if settings["kind"] == "curve":
         caption = f"Thick line: {shown}{many}. Thin lines: the seeds. Ring: the reference, {home}."
         if isinstance(settings.get("chance"), int | float):
-            caption += f" Chance: {settings['chance'] * 100:.3g} %."
+            caption += f" Chance: {settings['chance'] * 100:.3g}{NBSP}%."
         return Drawing(name, lambda theme: _curve(study, theme), f"Accuracy over {' and '.join(labels)}", caption)
     if settings["kind"] in ("compose", "grid") and len(labels) == 2:
         caption = f"Each cell: {shown}. Outlined: the reference, {home}. Right: the mean of a row."
         alt = f"Accuracy by {labels[0]} and {labels[1]}"
         if settings["kind"] == "compose":
-            caption += " On the diagonal an operation by itself, off it a pair; what ran in one order stands twice."
+            caption += " On the diagonal an operation by itself, off it a pair; what ran in one order stands twice. "
+            caption += "An arm applies what it names alone: without a crop whole images, unlike in SimCLR's figure 5."
             alt = "Accuracy of operations and of their pairs"
         return Drawing(name, lambda theme: _heat_map(study, theme), alt, caption)
     if study.differences:
@@ -86,7 +87,7 @@ def axis_label(axis: dict[str, Any]) -> str:
 
 def _curve(study: Study, theme: Theme) -> Any:
     """A panel per axis: every seed, their mean and its interval."""
-    axes, values = study.settings["axes"], study.values(study.headline)
+    axes, values = study.settings["axes"], study.values(HEADLINE)
     columns = 1 if theme.narrow else min(len(axes), 2)
     rows = math.ceil(len(axes) / columns)
     figure = canvas(theme, rows * (4.0 if columns == 1 and not theme.narrow else 3.2))
@@ -98,23 +99,22 @@ def _curve(study: Study, theme: Theme) -> Any:
         for seed in study.settings["seeds"]:
             line = [100 * values[arm].get(seed, math.nan) for arm in arms]
             panel.plot(at, line, color=theme.pale, lw=0.8, alpha=0.55, marker="o", ms=2.5)
-        limits = [_limits(study.intervals[arm]) for arm in arms]
-        panel.fill_between(at, [x for x, _ in limits], [x for _, x in limits], color=theme.good, alpha=0.16, lw=0)
+        for x, arm in zip(at, arms, strict=True):
+            panel.plot([x, x], _limits(study.intervals[arm]), color=theme.good, lw=6, alpha=0.25, solid_capstyle="butt")
         panel.plot(at, [100 * study.means[arm] for arm in arms], color=theme.good, lw=2.2, marker="o", ms=6)
         if study.reference in arms:
             home = at[arms.index(study.reference)], 100 * study.means[study.reference]
             panel.plot(*home, "o", ms=10, mfc=theme.paper, mec=theme.good, mew=2.2, zorder=5)
-        for name in ("chance", "untrained"):
-            level = study.settings.get(name)
-            if isinstance(level, int | float) and 100 * level > low - (high - low):  # else it would flatten the curve
-                panel.axhline(100 * level, color=theme.bad, lw=1.2, ls=(0, (4, 3)))
-                _write(panel, name, 100 * level, (-2, 4), color=theme.bad, ha="right")
+        chance = study.settings.get("chance")
+        if isinstance(chance, int | float) and 100 * chance > low - (high - low):  # else it would flatten the curve
+            panel.axhline(100 * chance, color=theme.bad, lw=1.2, ls=(0, (4, 3)))
+            _write(panel, "chance", 100 * chance, (-2, 4), color=theme.bad, ha="right")
         _ticks(panel, at, [label(study.place(arm)[axis["key"]]) for arm in arms], theme)
         panel.set_xlabel(fold(axis_label(axis), 44 if theme.narrow or columns == 2 else 90))
         panel.grid(axis="y")
     for panel in panels[len(axes) :]:
         panel.set_visible(False)
-    panels[0].set_title(f"{HEADLINES[study.headline]}, top-1 (%)", weight="normal", color=theme.pale)
+    panels[0].set_title("linear probe, top-1 (%)", weight="normal", color=theme.pale)
     return figure
 
 
@@ -199,7 +199,7 @@ def tiles(
     """A heat map with its texts, coloured between `limits` (None: the least and the most); the last `apart` columns
     stand apart without colour.
     """
-    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
 
     ramp = LinearSegmentedColormap.from_list("ramp", theme.ramp)
@@ -215,9 +215,7 @@ def tiles(
             if j < coloured:
                 paint = theme.rule if x is None else ramp((x - low) / (high - low) if high > low else 0.5)
                 panel.add_patch(Rectangle((at[j] + 0.03, i + 0.03), 0.94, 0.94, fc=paint, lw=0))
-            red, green, blue = to_rgb(paint)
-            ink = "#ffffff" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.55 else "#14181d"
-            panel.text(at[j] + 0.5, i + 0.5, texts[i][j], ha="center", va="center", color=ink, size=size)
+            panel.text(at[j] + 0.5, i + 0.5, texts[i][j], ha="center", va="center", color=ink_on(paint), size=size)
     for i, j in outlined:
         panel.add_patch(Rectangle((at[j] + 0.03, i + 0.03), 0.94, 0.94, fill=False, ec=theme.bad, lw=2.2, zorder=4))
     names = [fold(name, 18, 1) for name in columns]
@@ -229,9 +227,21 @@ def tiles(
     panel.spines[:].set_visible(False)
 
 
+def ink_on(paint: Any) -> str:
+    """White or nearly black, whichever has the higher contrast ratio (WCAG 2.2)."""
+    from matplotlib.colors import to_rgb
+
+    def luminance(colour: Any) -> float:
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in to_rgb(colour)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05
+
+    white, black = "#ffffff", "#14181d"
+    return white if luminance(white) / luminance(paint) > luminance(paint) / luminance(black) else black
+
+
 def _dots(study: Study, theme: Theme) -> Any:
     """Differences to the reference, or the accuracies where there is none; the best arm on top."""
-    values, differences = study.values(study.headline), study.differences
+    values, differences = study.values(HEADLINE), study.differences
     spreads: dict[str, Any] = dict(differences or study.intervals)
     home = values[study.reference] if differences else {}
     order = sorted(spreads, key=lambda arm: -spreads[arm].mean)
@@ -253,7 +263,7 @@ def _dots(study: Study, theme: Theme) -> Any:
         panel.axvline(0, color=theme.ink, lw=1)
         panel.set_xlabel(f"points against {fold(study.reference, 30 if theme.narrow else 60, 1)}")
     else:
-        panel.set_xlabel(f"{HEADLINES[study.headline]}, top-1 (%)")
+        panel.set_xlabel("linear probe, top-1 (%)")
     panel.set_yticks(range(len(order)), [fold(arm, 15 if theme.narrow else 34) for arm in order])
     panel.set_ylim(len(order) - 0.4, -0.6)
     panel.locator_params(axis="x", nbins=5 if theme.narrow else 8)

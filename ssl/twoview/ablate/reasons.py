@@ -7,11 +7,18 @@ from statistics import fmean
 from typing import Any
 
 from twoview.ablate.figures import Drawing, canvas, few, fold, tiles
-from twoview.ablate.results import Run, Study
-from twoview.ablate.words import HEADLINES
+from twoview.ablate.results import HEADLINE, Run, Study
 from twoview.page import Theme
 
 MARKERS = "osD^vPX"
+FACTORS = {  # of `twoview.data.shapes`, for people
+    "background_hue": "hue of the background",
+    "light": "lighter than the background",
+    "background": "pattern of the background",
+    "x": "position across",
+    "y": "position up",
+    "scale": "size",
+}
 SPACES = {"h": "Representation h", "z": "Projection z"}
 
 
@@ -50,6 +57,7 @@ def _invariance(study: Study, theme: Theme) -> Any:
         panel.set_title(fold(name, 22, 1))
         panel.set_xlabel(fold(str(fact.get("unit") or ""), 26))
         panel.locator_params(axis="x", nbins=4 if theme.narrow else 5)
+        panel.set_ylim(-0.1, 1.05)
         panel.grid(axis="y")
         if levels[0] > levels[-1]:  # what is left of the image: no change stands on the left all the same
             panel.invert_xaxis()
@@ -103,10 +111,10 @@ def pretext(study: Study) -> Drawing:
 
 def _pretext(study: Study, theme: Theme) -> Any:
     figure, panels = _pair(theme, sharey=True)
-    worth = _metric(study.headline, 100)
+    worth = _metric(HEADLINE, 100)
     _scatter(study, theme, panels[0], _metric("pretext.accuracy", 100), worth)
     _scatter(study, theme, panels[1], _metric("pretext.loss", 100, over="pretext.chance_loss"), worth)
-    panels[0].set(title="Task", xlabel="contrastive accuracy (%)", ylabel=f"{HEADLINES[study.headline]} (%)")
+    panels[0].set(title="Task", xlabel="contrastive accuracy (%)", ylabel="linear probe (%)")
     panels[1].set(title="Loss", xlabel="loss (% of chance level)")
     _legend(figure, study, theme)
     return figure
@@ -138,7 +146,7 @@ def _factors(study: Study, theme: Theme) -> Any:
             values = [study.mean(arm, f"factors.{name}.{space}") for arm in arms]
             shades.append([None if x is None else min(1.0, max(0.0, (x - chance) / (1 - chance))) for x in values])
             texts.append(["" if x is None else (f"{x:.2f}" if of_number else f"{100 * x:.0f}") for x in values])
-            rows.append(f"{name} (R²)" if of_number else f"{name} (%)")
+            rows.append(f"{FACTORS.get(name, name.replace('_', ' '))} ({'R²' if of_number else '%'})")
         texts = [[text.replace("-", "−") for text in row] for row in texts]
         tiles(panel, shades, texts, rows, arms, half, limits=(0, 1))
         panel.set_title(title)

@@ -3,20 +3,21 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from re import sub
-from statistics import median
+from statistics import fmean, median
 
 from twoview.ablate import figures, reasons, words
 from twoview.ablate.figures import Drawing
 from twoview.ablate.markdown import markdown
-from twoview.ablate.results import Study, as_csv, as_parquet, read, tidy
-from twoview.ablate.words import HEADLINES, duration, percent
+from twoview.ablate.results import HEADLINE, Study, as_csv, as_json, as_parquet, read, tidy
+from twoview.ablate.words import duration, percent
 from twoview.page import Page, Section, render, save
 
 
 def write(folder: Path | str) -> dict[str, Path]:
-    """Writes `report.html`, `report.md`, `results.csv`, `results.parquet` (with pyarrow) and the pictures into the
-    folder of a study, whole or half done, and returns the paths: `html`, `md`, `csv`, `parquet`, `png` (the main
-    picture) and one per further picture. UserError where there is nothing to report (`twoview.ablate.results.read`),
+    """Writes `report.html`, `report.md`, `results.csv`, `results.parquet` (with pyarrow), `runs.json` and the pictures
+    into the folder of a study, whole or half done, and returns the paths: `html`, `md`, `csv`, `parquet`, `runs`, `png`
+    (the main picture) and one per further picture. With `study.json`, `runs.json` is all that it needs to be written
+    again, but for the views. UserError where there is nothing to report (`twoview.ablate.results.read`),
     or no place to write to.
     """
     folder = Path(folder)
@@ -25,6 +26,7 @@ def write(folder: Path | str) -> dict[str, Path]:
     names = {drawing: file_name(study, "" if drawing is main else drawing.name) for drawing in drawings}
     rows = tidy(study)
     contents: dict[str, tuple[str, str | bytes | None]] = {
+        "runs": ("runs.json", as_json(study)),
         "csv": ("results.csv", as_csv(rows)),
         "parquet": ("results.parquet", as_parquet(rows)),
         "md": ("report.md", markdown(study, names)),
@@ -71,7 +73,7 @@ def page(study: Study, main: Drawing, others: Sequence[Drawing]) -> Page:
     views = [(data, arm) for arm in study.arms if (data := _views(study, arm))]
     if views:
         section = report.section("What the views look like")
-        section.paragraph("Two views of the same images, one above the other, as each arm makes them.")
+        section.paragraph("Images, and below each its two views as the arm makes them.")
         section.images(views, "Views")
     if others or study.names("decode"):
         _why(report.section("Why"), study, {drawing.name: drawing for drawing in others})
@@ -82,15 +84,18 @@ def page(study: Study, main: Drawing, others: Sequence[Drawing]) -> Page:
 
 def _numbers(study: Study) -> list[tuple[str, str]]:
     first, home = words.best(study), study.reference
-    numbers = [(f"{percent(study.means[first])} %", f"{first}, {HEADLINES[study.headline]}")]
-    if home in study.means and home != first:
-        numbers.append((f"{percent(study.means[home])} %", f"{home}, the reference"))
-    elif len(study.means) > 1:
-        span = max(study.means.values()) - min(study.means.values())
-        numbers.append((f"{percent(span)} points", "from the worst arm to the best"))
+    own, reference = (study.values(HEADLINE).get(arm, {}) for arm in (first, home))
+    common = own.keys() & reference.keys() or own.keys()
+    some = "" if own.keys() == reference.keys() else f", {len(common)} seed{'s' * (len(common) > 1)} in common"
+    numbers = [(percent(fmean(own[s] for s in common), unit="%"), f"{first}, linear probe")]
+    if first in study.differences:
+        numbers.append((percent(fmean(reference[s] for s in common), unit="%"), f"{home}, the reference{some}"))
+    elif study.differences:
+        span = -min(d.mean or 0.0 for d in study.differences.values())
+        numbers.append((percent(span, unit="points"), "from the worst arm to the best"))
     detectable = [d.detectable for d in study.differences.values() if d.detectable is not None]
     if detectable:
-        numbers.append((f"{percent(median(detectable))} points", "smallest difference that could be detected"))
+        numbers.append((percent(median(detectable), unit="points"), "smallest difference that could be detected"))
     parts = ("cost.training_seconds", "cost.evaluation_seconds")
     seconds = sum(run.metrics.get(part, 0.0) for run in study.finished for part in parts)
     if seconds:

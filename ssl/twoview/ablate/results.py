@@ -15,6 +15,7 @@ from twoview.ablate.compare import Difference, Interval, compare, mean_interval
 from twoview.errors import UserError
 from twoview.identity import apart
 
+HEADLINE = "linear.top1"  # the metric that verdicts are about
 NOT_METRICS = {"place", "machine", "versions", "words", "identity"}
 
 
@@ -44,11 +45,6 @@ class Study:
     @property
     def reference(self) -> str:
         return str(self.settings["reference"])
-
-    @property
-    def headline(self) -> str:
-        """The metric that verdicts are about."""
-        return "knn.top1" if self.settings.get("metric") == "knn" else "linear.top1"
 
     @cached_property
     def planned(self) -> list[tuple[str, int]]:
@@ -107,17 +103,17 @@ class Study:
 
     @cached_property
     def means(self) -> dict[str, float]:
-        """Of the headline metric, over the seeds; so for all arms below."""
-        return {arm: fmean(by.values()) for arm, by in self.values(self.headline).items()}
+        """Of `HEADLINE`, over the seeds; so for all arms below."""
+        return {arm: fmean(by.values()) for arm, by in self.values(HEADLINE).items()}
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
-        return {arm: mean_interval(list(by.values())) for arm, by in self.values(self.headline).items()}
+        return {arm: mean_interval(list(by.values())) for arm, by in self.values(HEADLINE).items()}
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
         """To the reference, of all arms that have a seed in common with it."""
-        values = self.values(self.headline)
+        values = self.values(HEADLINE)
         found = compare(values, self.reference) if self.reference in values and len(values) > 1 else {}
         return {arm: difference for arm, difference in found.items() if difference.mean is not None}
 
@@ -129,8 +125,7 @@ def read(folder: Path) -> Study:
     if lacking := sorted(needed - settings.keys()):
         raise UserError(f"{folder / 'study.json'} lacks {', '.join(lacking)}; run the study again")
     runs: dict[tuple[str, int], Run] = {}
-    for path in sorted(folder.glob("arms/*/result.json")):
-        facts = _load(path, "delete it and run the study again")
+    for path, facts in _results(folder):
         arm: Any = facts.get("arm")
         seed: Any = facts.get("seed")
         if arm not in settings["arms"] or seed not in settings["seeds"]:
@@ -154,10 +149,22 @@ def read(folder: Path) -> Study:
             f"runs of the study in {folder} differ in what it does not vary ({', '.join(study.unlike)}): delete the "
             "old ones, or say allow_changes=true to compare them all the same"
         )
-    if not study.values(study.headline):
+    if not study.values(HEADLINE):
         failed = f"; the first failed with: {study.failed[0].facts.get('error')}" if study.failed else ""
         raise UserError(f"no arm of the study in {folder} has finished, so there is nothing to report{failed}")
     return study
+
+
+def _results(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """What the runs have written; where a study was put away without its runs, what `runs.json` holds of them."""
+    paths = sorted(folder.glob("arms/*/result.json"))
+    for path in paths:
+        yield path, _load(path, "delete it and run the study again")
+    if not paths and (folder / "runs.json").exists():
+        for name, facts in _load(folder / "runs.json", "run the study again").items():
+            if not isinstance(facts, dict):
+                raise UserError(f"{folder / 'runs.json'} is damaged; run the study again")
+            yield folder / "arms" / name / "result.json", facts
 
 
 def mixed(
@@ -210,6 +217,11 @@ def flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, floa
             for level, y in zip(facts.get("levels") or (), value, strict=False):
                 if isinstance(y, int | float):
                     yield f"{name}@{level}", float(y)
+
+
+def as_json(study: Study) -> str:
+    """What all runs have written, by the names of their folders: in place of these for whoever puts a study away."""
+    return json.dumps({run.folder.name: run.facts for run in study.runs.values()}, indent=1) + "\n"
 
 
 def tidy(study: Study) -> list[dict[str, Any]]:

@@ -8,9 +8,11 @@ import json
 import logging
 import math
 import shlex
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,20 +30,21 @@ from rich.table import Table
 
 from twoview import pretrain, schema
 from twoview.ablate import results
-from twoview.ablate.arm import Judge, arm_hash, judged, run_arm, silent, training_config, write_json
+from twoview.ablate.arm import Judge, Stopped, arm_hash, judged, run_arm, silent, training_config, write_json
 from twoview.ablate.display import Display
 from twoview.ablate.study import Arm, Plan, Study
+from twoview.ablate.words import listed
 from twoview.command import explain, overrides, plain
 from twoview.data.images import ImageSet
 from twoview.errors import UserError
-from twoview.identity import code_digest, data_digest
+from twoview.identity import code_digest, data_digest, differences, relevant
 from twoview.progress import clock
 from twoview.saving import held
 
 log = logging.getLogger(__name__)
 
-KEYS = {"folder": str, "budget": float | None, "dry_run": bool}
-OWN = ("study", "judge", "folder", "budget", "dry_run")  # words that `train.py` does not take
+KEYS = {"folder": str, "budget": float | None, "dry_run": bool, "report": str | None}
+OWN = ("study", "judge", "folder", "budget", "dry_run", "report")  # words that `train.py` does not take
 TRIAL_STEPS = 30
 YEAR = 525_600  # minutes
 
@@ -63,8 +66,40 @@ class Job:
 
 
 def ablate_command(composed: DictConfig) -> int:
-    """`scripts/ablate_augment.py`. Returns 1 if an arm failed, 130 or 143 if the study was interrupted."""
-    config = plain(composed)
+    """`scripts/ablate_augment.py`. Returns 1 if an arm failed, 130, 138 or 143 if the study was interrupted."""
+    try:
+        with _terminable():
+            return _command(plain(composed))
+    except Stopped as stop:
+        return _stopped(str(stop))
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM stops the study as ctrl-C does. While an arm is trained its run takes both, to save its state first."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped("SIGTERM")
+
+    if threading.current_thread() is not threading.main_thread():  # to which alone signals come
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stopped(reason: str) -> int:
+    log.info("stopped (%s). The same command goes on", reason)
+    return pretrain.EXIT_CODES.get(f"stopped: {reason}", 1)
+
+
+def _command(config: dict[str, Any]) -> int:
+    schema.check_keys(config, KEYS)
+    if config["report"] is not None:
+        return _report(Path(config["report"]))
     study, judge = _check(config)
     base = training_config(config)
     pretrain.check(base)
@@ -99,23 +134,28 @@ def _ablate(
         _refuse_other_code([job for job in jobs if job not in todo], settings, train)
     _prepare(folder, settings, todo, composer.own)
     stopped = _launch(composer, todo, _batches(base, len(train)) * base["epochs"]) if todo else None
-    if stopped:
-        log.info("stopped (%s). The same command goes on", stopped)
-        return 143 if stopped == "SIGTERM" else 130
+    if stopped is not None:
+        code = _stopped(stopped)
+        if any(job.is_finished(judge.protocol_hash) for job in jobs):
+            _report(folder)
+        return code
     failed = [job for job in jobs if _json(job.folder / "result.json").get("status") != "finished"]
     for job in failed:
         error = _json(job.folder / "result.json").get("error", "no result; see its log.txt")
         log.info("failed: %s, seed %d: %s (%s)", job.arm.name, job.seed, error, job.folder)
+    return max(_report(folder), 1 if failed else 0)
+
+
+def _report(folder: Path) -> int:
     from twoview.ablate import report
 
     report.write(folder)
     get_console().print(_verdicts(results.read(folder)))
     log.info("report: %s", folder / "report.html")
-    return 1 if failed else 0
+    return 0
 
 
 def _check(config: dict[str, Any]) -> tuple[Study, Judge]:
-    schema.check_keys(config, KEYS)
     if config["budget"] is not None and not 0 < config["budget"] <= YEAR:
         raise UserError(f"budget={config['budget']} must be a positive number of minutes, {YEAR} (a year) at most")
     for key in ("study", "judge"):
@@ -153,7 +193,6 @@ def _settings(study: Study, plan: Plan, judge: Judge, base: dict[str, Any], trai
         "epochs": base["epochs"],
         "protocol": judge.protocol,
         "protocol_hash": judge.protocol_hash,
-        "metric": "linear",
         "words": words,
         "command": shlex.join(["python", "scripts/ablate_augment.py", *words]),
         "data": train.name,
@@ -161,6 +200,7 @@ def _settings(study: Study, plan: Plan, judge: Judge, base: dict[str, Any], trai
         "chance": 1 / len(train.classes),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "base": arm_hash(base | {"seed": 0}),
+        "config": relevant(base | {"seed": 0}),
         "allow_changes": bool(base.get("allow_changes")),
     }
 
@@ -168,12 +208,19 @@ def _settings(study: Study, plan: Plan, judge: Judge, base: dict[str, Any], trai
 def _refuse_other_study(folder: Path, settings: dict[str, Any]) -> None:
     """A folder holds one study: of one name, one kind, and of runs that differ in nothing but what it varies."""
     there = _json(folder / "study.json")
-    for key in ("name", "kind", "base"):
-        if key in there and there[key] != settings[key]:
-            raise UserError(
-                f"{folder} holds another study ({there.get('command')}): its {key} is {there[key]}, this one's "
-                f"{settings[key]}. Give this one a folder of its own by folder=..., or delete that one"
-            )
+    changes = [
+        f"{key} {settings[key]} instead of {there[key]}"
+        for key in ("name", "kind")
+        if key in there and there[key] != settings[key]
+    ]
+    if there.get("base", settings["base"]) != settings["base"]:
+        known = isinstance(there.get("config"), dict)  # studies of old kept the hash alone
+        changes += differences(there["config"], settings["config"]) if known else ["runs of another configuration"]
+    if changes:
+        raise UserError(
+            f"{folder} holds another study ({there.get('command')}). This one has {listed(changes)}: give it a folder "
+            "of its own by folder=..., or delete that one"
+        )
 
 
 def _refuse_other_code(finished: Sequence[Job], settings: dict[str, Any], train: ImageSet) -> None:
@@ -255,8 +302,10 @@ def _launch(composer: _Composer, todo: Sequence[Job], steps: int) -> str | None:
     with Display({job.folder: f"{job.arm.name}, seed {job.seed}" for job in todo}, steps):
         try:
             returns = composer.launcher().launch(batch, initial_job_idx=0)
-        except KeyboardInterrupt:
-            return "ctrl-C"
+        except KeyboardInterrupt as stop:
+            if str(stop) and f"stopped: {stop}" not in pretrain.EXIT_CODES:
+                raise UserError(f"{stop}. The same command goes on") from stop
+            return str(stop) or "ctrl-C"
     for done in returns:
         try:
             status = str(done.return_value)
@@ -307,6 +356,8 @@ def _seconds(base: dict[str, Any], judge: Judge, images: int) -> tuple[float, fl
         with silent(folder / "log.txt"):
             started = time.monotonic()
             summary = pretrain.run(trial, folder)
+            if summary["status"] in pretrain.EXIT_CODES:
+                raise Stopped(summary["status"].removeprefix("stopped: "))
             whole = time.monotonic() - started
             judged(trial, judge, folder)
         judging = time.monotonic() - started - whole

@@ -210,7 +210,9 @@ def value_of(base: Base, key: str, *default: Any) -> Any:
         if not isinstance(node, Mapping) or part not in node:
             if default:
                 return default[0]
-            raise UserError(f"study.axes names {key}, which the run lacks: a study varies what there is")
+            policy = ", ".join(base["augment"]["ops"])
+            there = f"its policy has: {policy}" if key.startswith("augment.ops.") else "a study varies what there is"
+            raise UserError(f"study.axes names {key}, which the run lacks; {there}")
         node = node[part]
     return node
 

@@ -9,18 +9,22 @@ from twoview.ablate.results import Study
 from twoview.page import Cell
 
 NONE = "–"
-HEADLINES = {"linear.top1": "linear probe", "knn.top1": "kNN"}
+NBSP = "\N{NO-BREAK SPACE}"
 MARKS = {"better": "good", "worse": "bad"}
 TABLE_NOTE = (
-    "Intervals hold 95 %. Differences are paired by seed. p is corrected for the number of arms compared and decides "
-    "the verdict (below 0.05). Detectable: the smallest true difference that such a study finds in 80 of 100 cases."
+    f"Intervals hold 95{NBSP}%. Differences are paired by seed. p is corrected for the number of arms compared and "
+    "decides the verdict (below 0.05). Detectable: the smallest true difference that such a study finds in 80 of 100 "
+    "cases."
 )
 
 Table = tuple[list[str | Cell], list[list[Cell]], str]  # header, rows, alignment
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    return NONE if share is None else f"{share * 100:.{digits}f}".replace("-", "−")
+def percent(share: float | None, digits: int = 1, unit: str = "") -> str:
+    """A share in percent; `unit` (%, points) stays on its line."""
+    if share is None:
+        return NONE
+    return f"{share * 100:.{digits}f}".replace("-", "−") + (NBSP + unit if unit else "")
 
 
 def in_points(x: float) -> str:
@@ -32,7 +36,7 @@ def between(spread: Interval | Difference | None, text: Callable[[float], str]) 
     """`[low, high]`, or nothing where the limits are not known."""
     if spread is None or spread.low is None or spread.high is None:
         return ""
-    return f"[{text(spread.low)}, {text(spread.high)}]"
+    return f"[{text(spread.low)},{NBSP}{text(spread.high)}]"
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -48,18 +52,25 @@ def duration(seconds: float) -> str:
 
 
 def best(study: Study) -> str:
-    return max(study.means, key=lambda arm: study.means[arm])
+    """The arm that is furthest above the reference over the seeds of both; of those without a reference, by its mean.
+
+    Means alone would favour the arms of an unfinished study that have had the easier seeds.
+    """
+    scores = study.means
+    if study.differences:
+        scores = {study.reference: 0.0} | {arm: d.mean or 0.0 for arm, d in study.differences.items()}
+    return max(scores, key=lambda arm: scores[arm])
 
 
 def headline(study: Study) -> list[str]:
     """The answer: the first sentence says it, the others how sure it is."""
     first, home = best(study), study.reference
-    reached = f"{percent(study.means[first])} % {between(study.intervals[first], percent)}".strip()
-    reached += f" in the {HEADLINES[study.headline]}" if study.headline == "linear.top1" else " by kNN"
+    reached = f"{percent(study.means[first], unit='%')} {between(study.intervals[first], percent)}".strip()
+    reached += " in the linear probe"
     if len(study.means) == 1:
         return [f"Only one arm has finished: {first} reaches {reached}."]
-    answer = f"{first}{', the reference,' if first == home else ''} is the best of {len(study.means)} arms: {reached}"
     difference = study.differences.get(first)
+    answer = f"{first}{', the reference,' if first == home else ''} {_rank(study, first)}: {reached}"
     if difference and difference.verdict in MARKS:
         answer += f", better than the reference, {home}, by {_by(difference)} points"
     elif difference and difference.p is not None:
@@ -77,12 +88,25 @@ def headline(study: Study) -> list[str]:
     return told
 
 
+def _rank(study: Study, first: str) -> str:
+    """What can be said of the arm in front: that it is the best only where it was held against all the others."""
+    arms = f"{len(study.means)} arms"
+    found = study.differences
+    against = [found[first]] if first in found else list(found.values())
+    if len(against) == len(study.means) - 1 and all(d.verdict in MARKS for d in against):
+        return f"is the best of {arms}"
+    rank = f"has the highest mean of {arms}"
+    if found and len({interval.n for interval in study.intervals.values()}) > 1:
+        rank = f"is ahead of {arms}, compared by the seeds that each has in common with the reference"
+    return rank if any(d.p is not None for d in against) else f"{rank} (no interval can be given yet)"
+
+
 def _by(difference: Difference) -> str:
     """How much better or worse: `6.1 [5.0, 7.2]`."""
     low, mean, high = difference.low or 0.0, difference.mean or 0.0, difference.high or 0.0
     if mean < 0:
         low, mean, high = -high, -mean, -low
-    return f"{percent(mean)} [{percent(low)}, {percent(high)}]"
+    return f"{percent(mean)} [{percent(low)},{NBSP}{percent(high)}]"
 
 
 def caveats(study: Study) -> list[str]:
@@ -111,18 +135,14 @@ def caveats(study: Study) -> list[str]:
 
 def arms_table(study: Study) -> Table:
     """Every arm with its accuracy, its difference to the reference and the verdict."""
-    first, second = "linear probe, %", "kNN, %"
-    other = "knn.top1"
-    if study.headline == "knn.top1":
-        first, second, other = "kNN, %", "linear probe, %", "linear.top1"
     header: list[str | Cell] = [
         "arm",
-        Cell(first, "mean [95 %]"),
-        Cell("difference", "points [95 %]"),
+        Cell("linear probe, %", f"mean [95{NBSP}%]"),
+        Cell("difference", f"points [95{NBSP}%]"),
         "verdict",
         Cell("p", "corrected"),
         Cell("detectable", "points"),
-        second,
+        "kNN, %",
         "seeds",
     ]
     rows = []
@@ -134,7 +154,7 @@ def arms_table(study: Study) -> Table:
             continue
         spread, found = study.intervals[arm], study.differences.get(arm)
         score = Cell(percent(study.means[arm]), between(spread, percent), "best" if arm == best(study) else "")
-        tail = [Cell(percent(study.mean(arm, other))), Cell(str(spread.n))]
+        tail = [Cell(percent(study.mean(arm, "knn.top1"))), Cell(str(spread.n))]
         if found is None:
             verdict = Cell("the reference" if arm == study.reference else NONE, mark="pale")
             rows.append([Cell(arm), score, Cell(NONE, mark="pale"), verdict, *[Cell(NONE, mark="pale")] * 2, *tail])
