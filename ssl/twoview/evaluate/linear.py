@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 TOL = 1e-10  # nats to the optimum of the reported fit
 SELECTION_TOL = 1e-4  # and of the fits that only choose a strength: held-out accuracy moves by an image in 2,500
-PATIENCE = 3  # strengths in a row that are no better than the best end the search
+PATIENCE = 2  # strengths in a row that are no better than the best end the search
 
 
 @dataclass(frozen=True)
