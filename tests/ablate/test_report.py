@@ -541,7 +541,7 @@ def test_what_stands_in_the_way_is_told(tmp_path: Path) -> None:
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("paint", ["#0b3d66", "#7fb2d8", "#f3f7fb", "#2f6f9f", "#777777"])
+@pytest.mark.parametrize("paint", ["#0b3d66", "#7fb2d8", "#f3f7fb", "#2f6f9f", "#858585"])
 def test_letters_stand_out_on_every_tile(paint: str) -> None:
     assert figures.ink_on(paint) == ("#ffffff" if paint in ("#0b3d66", "#2f6f9f") else "#14181d")
 
