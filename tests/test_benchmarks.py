@@ -179,7 +179,6 @@ def test_a_step_is_measured(benchmark: Any, engine: str) -> None:
     found = benchmark("train_step").measure(engine, "small", [*TINY, NO_CROP], "32-true", "cpu", budget=0.0)
     assert len(found["step_seconds"]) == 3
     assert min(found["step_seconds"]) > 0
-    assert found["extra_bytes"] > 0
 
 
 @pytest.mark.parametrize("engine", ["ours", "dkobak-like"])

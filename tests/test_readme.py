@@ -53,7 +53,7 @@ def shortened(script: str, words: list[str], run: Path) -> list[str]:
         return [*words, "--cfg", "job"]
     if script == "selftest":
         return [*words, "devices=cpu", "world=1"]  # with more: tests/test_selftest.py
-    if any(word.startswith(("ckpt=", "run=", "--", "resume=")) for word in words):
+    if any(word.startswith(("ckpt=", "run=", "--", "resume=")) and word != "resume=auto" for word in words):
         return words
     keep = {word.split("=")[0].split(".")[0] for word in words if word.startswith(("data=", "encoder="))}
     tiny = [word for word in TINY if word.split("=")[0].split(".")[0] not in keep and not word.startswith("batch_size")]

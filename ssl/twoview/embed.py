@@ -145,7 +145,8 @@ def _blocks(network: nn.Module, sets: Mapping[str, ImageSet], batch_size: int) -
         rows = torch.arange(len(images)).split(batch_size)
         for index in tracked(rows, f"{images.name} {split}"):
             with torch.inference_mode():
-                h = network(fetch(images, index).to(device).float() / 255).float().cpu()  # (B, D)
+                x = fetch(images, index).to(device).float() / 255
+                h = network(x.contiguous(memory_format=torch.channels_last)).float().cpu()  # (B, D)
             bad = (~h.isfinite()).any(1).nonzero().flatten()
             if len(bad):
                 raise UserError(

@@ -79,9 +79,9 @@ def _head(card: Card, page: Page) -> None:
     if "linear" in facts:
         own, fresh = facts["linear"][RUN], facts["linear"][UNTRAINED]
         page.lead(
-            f"A linear classifier on the frozen features gets {percent(own['top1'])} % "
+            f"A linear classifier on the frozen features gets {percent(own['top1'])}\N{NO-BREAK SPACE}% "
             f"{span(own['interval'])} of {own['test_size']:,} test images right; on an untrained encoder "
-            f"{percent(fresh['top1'])} %."
+            f"{percent(fresh['top1'])}\N{NO-BREAK SPACE}%."
         )
         if OTHER in facts["linear"]:
             page.paragraph(_verdict(card))
@@ -107,7 +107,7 @@ def _numbers(card: Card) -> list[tuple[str, str]]:
     facts, found = card.facts, []
 
     def add(share: float, label: str, fresh: float) -> None:
-        found.append((f"{percent(share)} %", f"{label} (untrained {percent(fresh)} %)"))
+        found.append((f"{percent(share)} %", f"{label} (untrained {percent(fresh)}\N{NO-BREAK SPACE}%)"))
 
     if "linear" in facts:
         add(facts["linear"][RUN]["top1"], "linear probe", facts["linear"][UNTRAINED]["top1"])
