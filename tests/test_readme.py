@@ -42,6 +42,8 @@ def shortened(script: str, words: list[str], run: Path) -> list[str]:
     words = [re.sub(r"runs/[\w-]+/<date>|<run>|runs/demo/latest", str(run), word) for word in words]
     if script == "preview_augment":
         return [*words, "data=shapes", "data.n_train=40", "data.n_test=2", "data.size=16", "images=2"]
+    if script == "ablate_augment" and words[0].startswith("report="):
+        return words
     if script == "ablate_augment":  # whole studies: tests/ablate
         return [*words, *(word for word in TINY if not word.startswith("knn")), "dry_run=true", "judge.profile=4"]
     if script == "evaluate":
@@ -80,6 +82,8 @@ def test_command_of_the_readme_runs(line: str, command: Callable[..., Ended], fi
         photos(tmp_path)
     if "shards" in line:
         shards(tmp_path)
+    for place in (word.removeprefix("report=") for word in words if word.startswith("report=")):
+        shutil.copytree(ROOT / place, tmp_path / place)
     ended = command(*shortened(name, words, run), name=name)
     assert ended.code == 0 or (name, ended.code) == ("doctor", 3), ended.err  # a run of 8 steps is too early to judge
 

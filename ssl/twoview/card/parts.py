@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twoview.ablate.compare import mean_interval
+from twoview.ablate.compare import bootstrap_interval, mean_interval
 from twoview.checkpoint import instantiate_own
 from twoview.data.images import ImageSet, stratified_split
 from twoview.errors import UserError
@@ -212,7 +212,7 @@ def _over_images(hits: Tensor, own: Tensor | None) -> dict[str, Any]:
     """Mean of `hits` (kinds, severities, n) with its interval over images, and that of `own` less it, by image."""
 
     def over(x: Tensor) -> dict[str, Any]:
-        spread = mean_interval(x.mean((0, 1)).double().numpy())  # of an image: the share of its corruptions
+        spread = bootstrap_interval(x.mean((0, 1)).double().numpy())  # of an image: the share of its corruptions
         return {"mean": spread.mean, "interval": _limits(spread)}
 
     return over(hits) | ({} if own is None else {"difference": over(own - hits)})
