@@ -8,7 +8,7 @@ classes or however many there are, cold, with the same L2 strength; ours to the 
 with `tol`, in the full gradient's Euclidean norm, which is computed alike for both. Its time is that of `fit` alone, in
 float64; ours contains standardising too. Then the path of twelve strengths as the probe walks it, to 1e-4 nats each.
 
-Each case has a process of its own. Time is the median of passes, memory the peak growth beside the stored features (of
+Each case has a process of its own, and what is measured is written after each dimension. Time is the median of passes, memory the peak growth beside the stored features (of
 the resident set; of torch's allocator on a GPU). Writes benchmarks/results/probe.json.
 """
 
@@ -210,19 +210,19 @@ def main() -> None:
                 sys.exit(f"the encoder's last stage gives {features.shape[1]} features of the {dim} wanted")
             torch.save({"features": features, "labels": images.labels}, file.name)
             cases += compare(file.name, dim, args.l2, args.device, 1.0 if args.quick else BUDGET, console)
+        result = {  # so far: what was measured is kept if the rest takes too long
+            "images": len(images),
+            "data": images.name,
+            "encoder": config["encoder"]["_target_"],
+            "l2": args.l2,
+            "strengths": STRENGTHS,
+            "device": args.device,
+            "cases": cases,
+            "goal": GOAL,
+            "verdict": verdict(cases),
+        }
+        record.write(args.out, result, began, {"scikit-learn": version("scikit-learn")}, console)
     console.print(table(cases, len(images), args.l2))
-    result = {
-        "images": len(images),
-        "data": images.name,
-        "encoder": config["encoder"]["_target_"],
-        "l2": args.l2,
-        "strengths": STRENGTHS,
-        "device": args.device,
-        "cases": cases,
-        "goal": GOAL,
-        "verdict": verdict(cases),
-    }
-    record.write(args.out, result, began, {"scikit-learn": version("scikit-learn")}, console)
 
 
 if __name__ == "__main__":
