@@ -8,8 +8,9 @@ classes or however many there are, cold, with the same L2 strength; ours to the 
 with `tol`, in the full gradient's Euclidean norm, which is computed alike for both. Its time is that of `fit` alone, in
 float64; ours contains standardising too. Then the path of twelve strengths as the probe walks it, to 1e-4 nats each.
 
-Each case has a process of its own, and what is measured is written after each dimension. Time is the median of passes, memory the peak growth beside the stored features (of
-the resident set; of torch's allocator on a GPU). Writes benchmarks/results/probe.json.
+Each case has a process of its own, and what is measured is written after each dimension. Time is the median of passes,
+memory the peak growth beside the stored features (of the resident set; of torch's allocator on a GPU). Writes
+benchmarks/results/probe.json.
 """
 
 import argparse
@@ -198,7 +199,7 @@ def main() -> None:
     console, began, cases = Console(), time.perf_counter(), []
     encoder = load_encoder(args.ckpt.removeprefix("ckpt="))
     config: Any = encoder.config
-    images = instantiate_own(config["data"])(split="train")
+    images = instantiate_own(config["data"], "data")(split="train")
     if images.labels is None:
         sys.exit(f"{images.name} has no labels")
     if args.quick:
