@@ -38,6 +38,8 @@ from twoview.trainer import best_precision
 
 log = logging.getLogger(__name__)
 
+MOST_EPOCHS = 100_000  # every step of a run is listed beforehand
+
 KEYS = {
     "ckpt": str | None,
     "encoder_of": Literal["query", "key"],
@@ -249,6 +251,8 @@ def default_epochs(fraction: float) -> int:
 def _check_numbers(config: dict[str, Any]) -> None:
     if not 0 < config["label_fraction"] <= 1:
         raise UserError(f"label_fraction must lie above 0 and at most be 1, not {config['label_fraction']}")
+    if config["epochs"] is not None and config["epochs"] > MOST_EPOCHS:
+        raise UserError(f"epochs={config['epochs']} are more than the {MOST_EPOCHS:,} that fine-tuning can take")
     if (config["epochs"] is not None and config["epochs"] < 1) or config["batch_size"] < 2:
         raise UserError(
             f"epochs must be at least 1 and batch_size at least 2, not {config['epochs']} and {config['batch_size']}"
