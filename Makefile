@@ -20,7 +20,7 @@ demo: $(STAMP) ## train SimCLR on built-in images and probe it: 5 minutes on 2 c
 	$(BIN)/python scripts/plot_run.py run=runs/demo/latest
 	@echo 'pictures: runs/demo/latest/views.png (what the model sees), runs/demo/latest/curves.png (how it learned)'
 
-ablation: $(STAMP) ## what colour distortion does, by 9 runs on built-in images: 15 minutes on 2 cores, no download
+ablation: $(STAMP) ## what colour distortion does, by 9 runs on built-in images: 11 minutes on 2 cores, no download
 	$(BIN)/python scripts/ablate_augment.py study=strength 'study.axes={augment.strength:[0,0.5,1.0]}' experiment=demo epochs=3 folder=runs/ablate/demo
 	@echo 'the report: runs/ablate/demo/report.html'
 

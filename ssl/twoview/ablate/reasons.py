@@ -12,9 +12,9 @@ from twoview.page import Theme
 
 MARKERS = "osD^vPX"
 FACTORS = {  # of `twoview.data.shapes`, for people
-    "background_hue": "hue of the background",
-    "light": "lighter than the background",
-    "background": "pattern of the background",
+    "background_hue": "background hue",
+    "light": "light on dark",
+    "background": "background pattern",
     "x": "position across",
     "y": "position up",
     "scale": "size",
