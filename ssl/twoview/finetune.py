@@ -6,7 +6,6 @@ the labels, 30 with 10 %. Ours are the half cosine to 0, the classifier that sta
 """
 
 import copy
-import hashlib
 import json
 import logging
 import math
@@ -29,7 +28,7 @@ from twoview.command import plain
 from twoview.data.images import ImageSet, stratified_split
 from twoview.errors import UserError
 from twoview.evaluate.features import ImageEncoder, extract
-from twoview.evaluate.linear import wilson
+from twoview.evaluate.score import fingerprint, wilson
 from twoview.optim import warmup_cosine
 from twoview.probe import subject
 from twoview.provenance import machine
@@ -109,7 +108,7 @@ def finetune_command(composed: DictConfig) -> int:
         settings |= {"epochs": epochs, "precision": precision, "protocol": PROTOCOL}
         report = {
             **settings,
-            "protocol_hash": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12],
+            "protocol_hash": fingerprint(settings),
             **results["trained"],
             "baseline": results.get("untrained"),
             "data": train.name,

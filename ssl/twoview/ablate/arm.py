@@ -1,7 +1,6 @@
 """One arm of a study with one seed: an ordinary run of the trainer, and then what its encoder is worth and knows."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import time
@@ -26,6 +25,7 @@ from twoview.evaluate.features import ImageEncoder, extract
 from twoview.evaluate.knn import knn_accuracy
 from twoview.evaluate.linear import probe, wilson
 from twoview.evaluate.quality import quality
+from twoview.evaluate.score import fingerprint
 from twoview.identity import config_hash
 from twoview.page import save
 from twoview.probe import frozen
@@ -71,7 +71,7 @@ class Judge:
 
     @property
     def protocol_hash(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        return fingerprint(asdict(self))
 
 
 def training_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,11 @@ writes the report.
 """
 
 import contextlib
-import csv
 import json
 import logging
-import math
 import shlex
 import signal
-import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -30,9 +26,10 @@ from rich.table import Table
 
 from twoview import pretrain, schema
 from twoview.ablate import results
-from twoview.ablate.arm import Judge, Stopped, arm_hash, judged, run_arm, silent, training_config, write_json
+from twoview.ablate.arm import Judge, Stopped, arm_hash, run_arm, training_config, write_json
 from twoview.ablate.display import Display
 from twoview.ablate.study import Arm, Plan, Study
+from twoview.ablate.trial import affordable, measured_seconds, steps_of_an_epoch
 from twoview.ablate.words import listed
 from twoview.command import explain, overrides, plain
 from twoview.data.images import ImageSet
@@ -45,7 +42,6 @@ log = logging.getLogger(__name__)
 
 KEYS = {"folder": str, "budget": float | None, "dry_run": bool, "report": str | None}
 OWN = ("study", "judge", "folder", "budget", "dry_run", "report")  # words that `train.py` does not take
-TRIAL_STEPS = 30
 YEAR = 525_600  # minutes
 
 
@@ -116,7 +112,9 @@ def _ablate(
     more = []
     if config["budget"] is not None:
         runs = len(plan.arms) * len(study.seeds)
-        base["epochs"] = _affordable(config["budget"], runs, base, judge, len(train), folder)
+        base["epochs"] = _epochs_of_last_time(folder, config["budget"]) or affordable(
+            config["budget"], runs, base, judge, len(train)
+        )
         more.append(f"epochs={base['epochs']}")
     settings = _settings(study, plan, judge, base, train) | {"budget_minutes": config["budget"]}
     _refuse_other_study(folder, settings)
@@ -128,12 +126,12 @@ def _ablate(
         "%s: %d arms x %d seeds = %d runs, %d to do", study.name, len(plan.arms), len(study.seeds), len(jobs), len(todo)
     )
     if config["dry_run"]:
-        _list(jobs, todo, _seconds(base, judge, len(train)) if todo else None, base["epochs"])
+        _list(jobs, todo, measured_seconds(base, judge, len(train)) if todo else None, base["epochs"])
         return 0
     if todo:
         _refuse_other_code([job for job in jobs if job not in todo], settings, train)
     _prepare(folder, settings, todo, composer.own)
-    stopped = _launch(composer, todo, _batches(base, len(train)) * base["epochs"]) if todo else None
+    stopped = _launch(composer, todo, steps_of_an_epoch(base, len(train)) * base["epochs"]) if todo else None
     if stopped is not None:
         code = _stopped(stopped)
         if any(job.is_finished(judge.protocol_hash) for job in jobs):
@@ -317,54 +315,11 @@ def _launch(composer: _Composer, todo: Sequence[Job], steps: int) -> str | None:
     return None
 
 
-def _affordable(minutes: float, runs: int, base: dict[str, Any], judge: Judge, images: int, folder: Path) -> int:
-    """As many epochs as fit; those of the last time where the folder holds the study already."""
+def _epochs_of_last_time(folder: Path, minutes: float) -> int | None:
+    """Those that the same command chose before, where the folder holds its study already."""
     there = _json(folder / "study.json")
-    if there.get("budget_minutes") == minutes and there.get("words") == overrides():
-        return int(there["epochs"])
-    fixed, epoch = _seconds(base, judge, images)
-    epochs = int((minutes * 60 / runs - fixed) // epoch)
-    log.info(
-        "an epoch takes about %s here and the rest of an arm %s: %d epochs for each of %d runs fill %.0f of %g minutes",
-        clock(epoch), clock(fixed), max(0, epochs), runs, runs * (fixed + max(0, epochs) * epoch) / 60, minutes,
-    )  # fmt: skip
-    if epochs < 1:
-        raise UserError(
-            f"budget={minutes:g} minutes are too few: one epoch for each of {runs} runs takes about "
-            f"{math.ceil(runs * (fixed + epoch) / 60)} minutes here; take fewer arms or seeds, or a larger budget"
-        )
-    return epochs
-
-
-def _batches(base: dict[str, Any], images: int) -> int:
-    """Steps of an epoch."""
-    batches = math.ceil(images / base["batch_size"])
-    if base["loader"]["drop_last"]:
-        batches = images // base["batch_size"]
-    return min(batches, base["loader"]["max_batches"] or batches)
-
-
-def _seconds(base: dict[str, Any], judge: Judge, images: int) -> tuple[float, float]:
-    """Seconds of a run that do not depend on its length, and seconds of an epoch, from a trial on this machine."""
-    log.info("a trial of %d steps tells how long an arm takes", TRIAL_STEPS)
-    batches = _batches(base, images)
-    steps = min(TRIAL_STEPS, batches)
-    trial = base | {"epochs": 1, "log_every_steps": max(1, steps // 3)}
-    trial["loader"] = base["loader"] | {"max_batches": steps}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with silent(folder / "log.txt"):
-            started = time.monotonic()
-            summary = pretrain.run(trial, folder)
-            if summary["status"] in pretrain.EXIT_CODES:
-                raise Stopped(summary["status"].removeprefix("stopped: "))
-            whole = time.monotonic() - started
-            judged(trial, judge, folder)
-        judging = time.monotonic() - started - whole
-        with (folder / "metrics.csv").open(newline="") as file:
-            speeds = [float(row["images_per_second"]) for row in csv.DictReader(file) if row["images_per_second"]]
-    step = base["batch_size"] / (sum(speeds[1:]) / len(speeds[1:]) if len(speeds) > 1 else speeds[0])
-    return max(0.0, whole - summary["steps"] * step) + judging, batches * step
+    same = there.get("budget_minutes") == minutes and there.get("words") == overrides()
+    return int(there["epochs"]) if same else None
 
 
 def _list(jobs: Sequence[Job], todo: Sequence[Job], seconds: tuple[float, float] | None, epochs: int) -> None:
