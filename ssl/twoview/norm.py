@@ -64,23 +64,46 @@ class GlobalBatchNorm(_BatchNorm):
             return super().forward(x)
         assert self.running_mean is not None
         assert self.running_var is not None
-        over = [0, *range(2, x.ndim)]
-        wide = (1, -1, *[1] * (x.ndim - 2))
-        with torch.autocast(x.device.type, enabled=False):
-            y = x.to(torch.promote_types(x.dtype, torch.float32))
-            count = devices.total(torch.tensor(float(y.numel() / y.shape[1])))
-            mean = devices.total(y.sum(over)) / count  # (C,)
-            centred = y - mean.view(wide)
-            variance = devices.total(centred.square().sum(over)) / count  # (C,)
-            with torch.no_grad():
-                momentum = _momentum(self)
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-                unbiased = variance * count / (count - 1)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-            y = centred * (variance + self.eps).rsqrt().view(wide)
-            if self.affine:
-                y = y * self.weight.view(wide) + self.bias.view(wide)
-            return y.to(x.dtype)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        ones = torch.ones(self.num_features, dtype=dtype, device=x.device)
+        weight, bias = (self.weight.to(dtype), self.bias.to(dtype)) if self.affine else (ones, torch.zeros_like(ones))
+        y, mean, variance, count = _Normalise.apply(x, weight, bias, self.eps)
+        momentum = _momentum(self)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), momentum)
+        return y
+
+
+class _Normalise(torch.autograd.Function):
+    """(N, C, ...) normalised by mean and variance (C,) over all devices: torch's kernels on each one's own samples, and
+    an exchange of sums in either direction. Gradients of weight and bias are those of a device's own samples.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        none = torch.zeros_like(weight)  # running statistics, which decide the dtype of the others
+        mean, variance = torch.batch_norm_update_stats(x, none, none.clone(), 0.0)
+        mean, variance = mean.double(), variance.double()  # sums of squares without loss
+        own = mean.new_tensor(x.numel() // x.shape[1])
+        sums = devices.total(torch.cat([own * mean, own * (variance + mean.square()), own[None]]))  # (2 C + 1,)
+        (mean, square), count = (sums[:-1] / sums[-1]).chunk(2), sums[-1]
+        variance = (square - mean.square()).clamp_min(0)
+        mean, variance = mean.to(weight.dtype), variance.to(weight.dtype)
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, count)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, variance, count = ctx.saved_tensors
+        own, *sums = torch.ops.aten.native_batch_norm_backward(  # as if mean and variance were constants
+            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        scale = weight * (variance + ctx.eps).rsqrt() / count.to(weight.dtype)
+        slope, offset = scale * devices.total(torch.stack(sums))  # (2, C) -> (C,) each
+        through = F.batch_norm(x, mean, variance, slope, offset, False, 0.0, ctx.eps)  # what passes through the two
+        return own.sub_(through), sums[0], sums[1], None
 
 
 def split_batch_norm(network: nn.Module, groups: int) -> nn.Module:

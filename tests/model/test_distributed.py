@@ -141,6 +141,10 @@ class Groups(nn.Module):
         return self.norm(x)
 
 
+def maps() -> Tensor:
+    return torch.randn(7, 4, 3, 3, generator=torch.Generator().manual_seed(1)).mul(2).add(1).bfloat16()
+
+
 def gathered(rank: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     torch.set_num_threads(1)
@@ -165,6 +169,10 @@ def gathered(rank: int, world: int, folder: str) -> None:
         "mean": norm.norm.running_mean,
         "var": norm.norm.running_var,
     }
+    images = maps().tensor_split(world)[rank].contiguous(memory_format=torch.channels_last).requires_grad_()
+    norm = global_batch_norm(nn.BatchNorm2d(4), torch.device("cpu"))
+    (norm(images).float() * maps().tensor_split(world)[rank].sin()).sum().backward()
+    result |= {"maps grad": images.grad, "weight grad": devices.total(norm.weight.grad), "maps": norm(images).detach()}
     with pytest.raises(ValueError, match="rows of 20"):
         devices.gather(own.detach(), 20)
     torch.save(result, Path(folder) / f"{rank}.pt")
@@ -189,3 +197,16 @@ def test_gathered_rows_and_global_batch_statistics(world: int, tmp_path: Path) -
         torch.testing.assert_close(result["y grad"], x.grad.tensor_split(world)[rank], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(result["mean"], plain.norm.running_mean)
         torch.testing.assert_close(result["var"], plain.norm.running_var)
+    images, plain = maps().float().requires_grad_(), nn.BatchNorm2d(4)
+    (plain(images) * maps().sin()).sum().backward()
+    assert images.grad is not None
+    for rank, result in enumerate(found):  # bfloat16, with statistics in float32
+        assert result["maps"].dtype == result["maps grad"].dtype == torch.bfloat16
+        assert result["maps"].is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(
+            result["maps"].float(), plain(images).detach().tensor_split(world)[rank], rtol=0.01, atol=0.01
+        )
+        torch.testing.assert_close(
+            result["maps grad"].float(), images.grad.tensor_split(world)[rank], rtol=0.02, atol=0.01
+        )
+        torch.testing.assert_close(result["weight grad"], plain.weight.grad, rtol=1e-2, atol=1e-2)
