@@ -28,7 +28,7 @@ from twoview.command import plain
 from twoview.data.images import ImageSet, stratified_split
 from twoview.errors import UserError
 from twoview.evaluate.features import ImageEncoder, extract
-from twoview.evaluate.score import fingerprint, wilson
+from twoview.evaluate.score import fingerprint, score
 from twoview.optim import warmup_cosine
 from twoview.probe import subject
 from twoview.provenance import machine
@@ -159,13 +159,12 @@ def finetune(
     seconds = time.monotonic() - began
     logits = extract(model, test, device=device)  # (M, classes)
     return {
-        **_scores(logits, test.labels.cpu(), len(train.classes)),
+        **score(logits, test.labels.cpu(), len(train.classes)),
         "lr": best.peak(len(train)),
         "path": tried,
         "losses": losses,
         "train_size": len(train),
         "holdout_size": len(train) - len(part) if tried else 0,
-        "test_size": len(test),
         "seconds": round(seconds, 2),
     }
 
@@ -262,21 +261,6 @@ def _check_numbers(config: dict[str, Any]) -> None:
         raise UserError(f"holdout must lie between 0 and 1, not {config['holdout']}")
     if not 0 <= config["seed"] < 2**32:
         raise UserError(f"seed={config['seed']} must lie in [0, 2^32)")
-
-
-def _scores(logits: Tensor, answers: Tensor, classes: int) -> dict[str, Any]:
-    confusion = torch.bincount(answers * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
-    hits, counts = confusion.diagonal().tolist(), confusion.sum(1).tolist()
-    top5 = float((logits.topk(5).indices == answers[:, None]).any(1).double().mean()) if classes > 5 else None
-    return {
-        "top1": sum(hits) / len(answers),
-        "top5": top5,
-        "interval": list(wilson(sum(hits), len(answers))),
-        "per_class": [right / count if count else None for right, count in zip(hits, counts, strict=True)],
-        "confusion": confusion.tolist(),
-        "chance": 1 / classes,
-        "majority": max(counts) / len(answers),
-    }
 
 
 def _table(results: dict[str, dict[str, Any]], test: ImageSet, fraction: float) -> Table:

@@ -77,7 +77,7 @@ def probe(
     assert best is not None  # fit_path refuses an empty list of strengths
     head = fit_linear(train_features, labels, classes, best.l2, start=best, tol=TOL)
     ridge = fit_ridge(train_features, labels, classes, strengths)
-    second = score(ridge, test_features, answers, classes)
+    second = score(ridge.logits(test_features), answers, classes)
 
     return ConvexResult(
         protocol="convex",
@@ -91,7 +91,7 @@ def probe(
             {"protocol": "convex", "strengths": sorted(map(float, strengths)), "holdout": float(holdout), "seed": seed}
             | {"tol": TOL, "selection_tol": SELECTION_TOL, "patience": PATIENCE}
         ),
-        **score(head, test_features, answers, classes),
+        **score(head.logits(test_features), answers, classes),
         l2=head.l2,
         path=path,
         objective=head.objective,

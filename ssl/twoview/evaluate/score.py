@@ -26,7 +26,7 @@ class Head:
     def logits(self, features: Tensor) -> Tensor:
         """Features (N, D) as the encoder gives them to logits float64 (N, classes)."""
         scale = self.weight / self.std  # (classes, D)
-        return (features.double() - self.mean) @ scale.T + self.bias
+        return (features.to(scale.device).double() - self.mean) @ scale.T + self.bias
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,8 @@ class ProbeResult:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
 
-def score(head: Head, features: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
-    """The fields of a ProbeResult that come from the test set: features (M, D), labels (M,)."""
-    logits = head.logits(features.to(head.weight.device))  # (M, classes)
+def score(logits: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
+    """The fields of a ProbeResult that come from the test set: logits (M, classes), labels (M,)."""
     labels = labels.to(logits.device)
     confusion = torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
     hits, counts = confusion.diagonal().tolist(), confusion.sum(1).tolist()
