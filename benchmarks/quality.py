@@ -1,6 +1,6 @@
 """What watching the representation costs: the online monitor beside the epoch, and all measures on 50,000 images.
 
-    python benchmarks/quality.py [experiment=cifar10_cpu] [out=...]    # two minutes on 2 cores
+    python benchmarks/quality.py [experiment=cifar10_cpu] [out=...]    # three minutes on 2 cores
 
 The monitor's seconds for one reading, as configured, against the epochs between two readings (steps of the run's own
 loop, timed after ten to warm up). Then `twoview.evaluate.quality` on two views' random features of 50,000 x 512, exact,

@@ -492,6 +492,20 @@ def batches(data: TwoViewDataModule, step: int, rank: int = 0, world: int = 1) -
     return [batch.tolist() for batch in GlobalBatches(data)]
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_clipped_gradients_move_the_weights_as_far_as_their_norm_allows(
+    compose: Compose, tiny: list[str], tmp_path: Path, precision: str
+) -> None:
+    words = [*tiny, "knn=null", "epochs=1", "optimizer.weight_decay=0", f"trainer.precision={precision}"]
+    weights = []
+    for steps, norm in ((1, 1e-6), (4, 1e-6), (4, 1e6)):
+        folder = tmp_path / f"{steps} {norm:g}"
+        pretrain.run(compose(*words, f"loader.max_batches={steps}", f"trainer.gradient_clip_val={norm}"), folder)
+        weights.append(torch.cat([p.flatten() for name, p in read(folder)["state_dict"].items() if "weight" in name]))
+    assert 0 < (weights[1] - weights[0]).norm() < 1e-6  # a few steps of 0.01 x 1e-6, with momentum
+    assert (weights[2] - weights[0]).norm() > 1e-3
+
+
 def test_an_epoch_shows_each_sample_once() -> None:
     data = data_module(103, 10, drop_last=False)
     for epoch in range(3):

@@ -68,7 +68,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     What cannot be written is a UserError, and an unwritable folder is one at once.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.parent / f".{path.name}.{os.getpid()}.part"  # the name of "." is empty
     try:
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder; name a file by out=...")

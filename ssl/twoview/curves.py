@@ -4,13 +4,16 @@ import csv
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from twoview import schema
 from twoview.command import plain
 from twoview.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +71,18 @@ def draw(rows: list[dict[str, float]], title: str, path: Path) -> None:
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:  # the latter: a suffix that is no kind of picture
-        raise UserError(f"cannot write {path}: {error}; name another file by out=...") from error
+    save(figure, path)
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """A picture of the kind that its suffix names, whole or not at all."""
+    from twoview.artifact import replacing
+
+    with replacing(path) as part:
+        try:
+            figure.savefig(part, format=path.suffix.removeprefix(".") or "png")
+        except ValueError as error:
+            raise UserError(f"cannot write {path}: {error}; name another file by out=...") from error
 
 
 def _title(run: Path) -> str:

@@ -112,6 +112,9 @@ def parting_words(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
     """
     try:
         diagnosis = examine(read_metrics(run / "metrics.csv"), config)
+    except UserError as error:
+        log.warning("doctor: no verdict: %s", error)
+        return None
     except Exception as error:  # the run is worth more than its diagnosis
         log.warning("doctor: no verdict, because of an error of its own: %s: %s", type(error).__name__, error)
         return None

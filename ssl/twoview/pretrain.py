@@ -146,7 +146,7 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         checkpoints.release_signals()
     about = {
         "config": stored,
-        "normalization": {name: list(values) for name, values in normalization.items()},
+        "normalization": {name: torch.tensor(values).tolist() for name, values in normalization.items()},  # as exported
         "image_shape": list(train.shape),
         "identity": checkpoints.identity,
     }

@@ -21,6 +21,7 @@ from twoview.augment.auto import OPS
 from twoview.augment.base import BatchAugment, TwoViews
 from twoview.augment.geometric import RandomResizedCrop
 from twoview.command import plain, unknown_option
+from twoview.curves import save
 from twoview.data.images import ImageSet
 from twoview.errors import UserError
 from twoview.rng import Draw, permutation
@@ -81,10 +82,7 @@ def preview_command(composed: DictConfig) -> int:
         about += " First views are mixed with their neighbour's."
     figure = draw(f"{name} · seed {config['seed']}, epoch {config['epoch']}", about, bands)
     path = Path(config["out"] or f"preview_{config['mode']}.png")
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:  # the latter: a suffix that is no kind of picture
-        raise UserError(f"cannot write {path}: {error}; name another file by out=...") from error
+    save(figure, path)
     log.info("written to %s", path)
     if config["tensorboard"]:
         try:

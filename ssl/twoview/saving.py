@@ -1,5 +1,6 @@
 """When a run saves its state, and how: whole files, the last few of them kept, by one process in one folder."""
 
+import itertools
 import logging
 import os
 import re
@@ -66,9 +67,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def _set_back(self, path: Path) -> None:
         """Gives every file the name of the one before it. There is a file named `path` at any moment."""
-        for n in range(self.keep - 1, 1, -1):
-            if earlier(path, n - 1).exists():
-                os.replace(earlier(path, n - 1), earlier(path, n))
+        free = next(n for n in itertools.count(1) if not earlier(path, n).exists())
+        for n in range(min(self.keep - 1, free), 1, -1):
+            os.replace(earlier(path, n - 1), earlier(path, n))
         if self.keep > 1 and path.exists():
             link = path.with_name(f".{path.name}.{os.getpid()}.link.part")
             try:

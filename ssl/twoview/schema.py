@@ -131,8 +131,6 @@ def fits(value: Any, hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
-    if isinstance(value, Mapping) and "_target_" in value:
-        return True  # an object of its own, checked on its own
     if origin in (Union, types.UnionType):
         return any(fits(value, a) for a in arguments)
     if origin is Literal:
@@ -145,6 +143,8 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (bool, str):
         return isinstance(value, hint)
+    if isinstance(value, Mapping) and "_target_" in value:
+        return True  # an object of its own, checked on its own
     if origin in (list, tuple, Sequence) or hint in (list, tuple):
         element = arguments[0] if arguments else Any
         return isinstance(value, list | tuple) and all(fits(v, element) for v in value)

@@ -99,15 +99,16 @@ def kill_and_resume(words: Sequence[str], folder: Path, kill: Moment, seconds: f
 
 def killed(arguments: Sequence[str], folder: Path, kill: Moment, seconds: float) -> int:
     """A process that trains in `folder`, killed at a moment of its training. Returns the last step that was read."""
-    for _ in range(TRIES):
+    for attempt in range(TRIES):
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        moment = _moment(folder, kill, random.uniform(0, 0.9 * seconds))
+        moment = _moment(folder, kill, random.uniform(0, 0.9 * seconds / (1 + attempt)))
         while process.poll() is None and not moment():
             time.sleep(0.0005)
         if process.poll() is None:
             process.kill()
             process.wait()
-            return last_step(folder)
+            if not (folder / "summary.json").exists():
+                return last_step(folder)
         for path in folder.iterdir():  # it came to its end before: once more
             path.unlink()
     raise UserError(f"no process could be killed in time ({kill}): the run is too short; use more steps")

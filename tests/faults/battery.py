@@ -4,6 +4,7 @@ python tests/faults/battery.py      # the number of cases of each table
 """
 
 import importlib
+import os
 import random
 import sys
 from collections.abc import Callable, Iterable
@@ -61,6 +62,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "text": lambda path: path.write_text("nothing of the kind\n"),
     "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "folder": _in_its_place(Path.mkdir),  # in the place of a file that cannot be read: root may read any
+    "pipe": _in_its_place(os.mkfifo),  # whoever opens one waits for a writer
     "link to nothing": _in_its_place(lambda path: path.symlink_to("nothing")),
     "link to itself": _in_its_place(lambda path: path.symlink_to(path.name)),
     **{f"cut at {share:.3f}": _cut(share) for share in sorted(_places.uniform(0.01, 0.99) for _ in range(4))},

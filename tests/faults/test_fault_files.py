@@ -181,7 +181,8 @@ def test_files_of_images(
     ended = command(f"data={option}", *KINDS[kind], *SMALL)
     one_less = option == "image_folder" and how in ("missing", "folder")  # an image less is a set as well
     if ended.code == 0:
-        assert one_less or (how in FLIPS and option != "cifar10")
+        unread = option == "image_folder" and how == "last byte lost"  # of a PNG: the checksum of its empty end mark
+        assert one_less or unread or (how in FLIPS and option != "cifar10")
     else:
         refused(ended, file.name, "no images", "no file train", "labels")
         assert not list(tmp_path.rglob("*.ckpt"))
@@ -215,7 +216,7 @@ def test_configuration_files(
         return
     message: str = ended.error
     assert "debug=true" not in message, message
-    names = (Path(file).stem, Path(file).parts[0], "defaults", "no key", "no group")
+    names = (Path(file).stem, Path(file).parts[0], "defaults", "no key", "no group", "leaves the run without")
     assert any(name in message for name in names), message
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/*"))
 
@@ -243,7 +244,7 @@ CHANGES: list[tuple[str, str, Callable[[Path], Any], str | None]] = [
     ("checkpoint becomes a folder", "run/last.ckpt", to_folder, "last.ckpt"),
     ("checkpoint deleted", "run/last.ckpt", Path.unlink, None),
     ("checkpoint emptied", "run/last.ckpt", lambda path: path.write_bytes(b""), None),
-    ("metrics become a folder", "run/metrics.csv", to_folder, "metrics.csv"),
+    ("metrics become a folder", "run/metrics.csv", to_folder, None),
     ("metrics deleted", "run/metrics.csv", Path.unlink, None),
     ("configuration deleted", "run/config.yaml", Path.unlink, None),
     ("summary becomes a folder", "run/summary.json", to_folder, "summary.json"),

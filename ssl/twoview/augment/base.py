@@ -225,7 +225,7 @@ class TwoViews(nn.Module):
 
 _CACHE = 2**20  # bytes of a compiled block for each thread: the second-level cache of a core
 _EAGER = 2**21  # and of an eager one: each call costs microseconds, so larger blocks pay
-_COMPILING_PAYS = 1.5e9  # pixels: at about 27 ns gained with each on two cores, twice the 20 s of compiling
+_COMPILING_PAYS = 1e9  # pixels: at about 27 ns gained with each on two cores, more than the 20 s of compiling
 
 
 def _as_float(images: Tensor) -> Tensor:

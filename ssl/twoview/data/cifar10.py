@@ -126,6 +126,8 @@ def _read_batches(source: Source, folder: Path, split: str, unverified: bool) ->
     remedy = f"delete {folder} to have {source.title} downloaded again"
 
     def unpickle(name: str, md5: str) -> dict[str, Any]:
+        if (folder / name).exists() and not (folder / name).is_file():  # a pipe would be waited for
+            raise UserError(f"{folder / name} is not a file: {remedy}")
         try:
             data = (folder / name).read_bytes()
         except OSError as error:

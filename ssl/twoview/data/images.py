@@ -224,6 +224,8 @@ class Blob(NamedTuple):
 
 def open_image(source: Path | Blob) -> Image.Image:
     """Open an image file and read its header alone. Anything wrong with it is a `UserError` that names it."""
+    if isinstance(source, Path) and not source.is_file() and source.exists():
+        raise UserError(f"{source} is not a file but a folder, a pipe or a device: remove it")  # a pipe would never end
     try:
         image = Image.open(io.BytesIO(source.data) if isinstance(source, Blob) else source, formats=FORMATS)
     except Image.UnidentifiedImageError:

@@ -139,6 +139,8 @@ def _open(file: Path) -> Iterator[Any]:
         import pyarrow.parquet
     except ImportError:
         raise UserError("reading Parquet files needs pyarrow: pip install 'twoview[parquet]'") from None
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise UserError(f"{file} is not a file but a folder, a pipe or a device: delete it")
     try:
         with pyarrow.parquet.ParquetFile(file) as opened:
             yield opened

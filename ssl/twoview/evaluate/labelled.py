@@ -78,7 +78,7 @@ def check_strengths(strengths: Sequence[float]) -> None:
 def split(labels: Tensor, classes: int, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
     """Which samples to fit on and which to choose by: a stratified share `holdout` of every class, from the seed."""
     if not 0 < holdout < 1:
-        raise UserError(f"The held-out share of the training set must lie between 0 and 1, got {holdout}.")
+        raise UserError(f"holdout is a share of the training set, which must lie between 0 and 1, not {holdout}")
     kept, held = (index.to(labels.device) for index in stratified_split(labels, holdout, seed))
     if len(held) == 0:
         raise UserError("Every class has a single training image, so none can be held out: use more images.")

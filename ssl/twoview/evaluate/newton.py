@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -194,7 +194,7 @@ def fit_path(
     tol: float = 1e-10,
     max_iter: int = 100,
 ) -> Iterator[LinearProbe]:
-    """One LinearProbe per L2 strength, from the strongest to the weakest, each starting from the one before.
+    """One LinearProbe per L2 strength, from the strongest to the weakest, each begun where the two before it lead.
 
     Features (N, D) float, labels int64 (N,); runs on the device of the features. A fit ends when its gradient
     norm is at most sqrt(2 l2 tol), which certifies that the objective is within `tol` nats of the minimum
@@ -204,9 +204,20 @@ def fit_path(
     labels = check_train(features, labels, classes)
     check_strengths(strengths)
     problem = _Problem(features, labels, classes)
+    before = None
     for l2 in sorted(map(float, strengths), reverse=True):
-        start = problem.solve(l2, start, tol, max_iter)
+        guess = start
+        if before is not None and start is not None and before.l2 != start.l2:
+            guess = _ahead(before, start, l2)
+        before, start = start, problem.solve(l2, guess, tol, max_iter)
         yield start
+
+
+def _ahead(before: LinearProbe, last: LinearProbe, l2: float) -> LinearProbe:
+    """Where the straight line through two optima of a path is at `l2`, over the logarithm of the strength."""
+    way = math.log(l2 / last.l2) / math.log(last.l2 / before.l2)
+    weight = last.weight + way * (last.weight - before.weight)
+    return replace(last, weight=weight, bias=last.bias + way * (last.bias - before.bias))
 
 
 def fit_linear(

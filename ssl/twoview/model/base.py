@@ -92,8 +92,9 @@ class ContrastiveModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs or 1
-        # Of float16 gradients a fused update takes the scale away by itself, too late to clip them.
-        fused = not (self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val)
+        # A fused update takes the scale of float16 gradients away by itself, too late to clip them. Lightning then
+        # refuses to clip, under bfloat16 autocast as well.
+        fused = not (str(self.trainer.precision).endswith("mixed") and self.trainer.gradient_clip_val)
         optimizer, schedule = self.recipe.build(self, self.global_batch_size, steps, epochs, fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -25,6 +25,7 @@ from twoview.selftest.one import on_gpu, on_one_device
 
 log = logging.getLogger(__name__)
 
+MOST_PROCESSES = 64
 KEYS = {"devices": Literal["auto", "cpu", "cuda"], "world": int | Literal["auto"], "out": str | None, "debug": bool}
 
 
@@ -56,8 +57,8 @@ def plan(config: dict[str, Any]) -> tuple[str, int]:
         raise UserError("devices=cuda, but torch finds no GPU on this machine; use devices=cpu")
     where = "cuda" if config["devices"] == "cuda" or (config["devices"] == "auto" and gpus > 1) else "cpu"
     world = config["world"] if config["world"] != "auto" else gpus if where == "cuda" else 2
-    if world < 1:
-        raise UserError(f"world={world}: there must be at least 1 process")
+    if not 1 <= world <= MOST_PROCESSES:
+        raise UserError(f"world={world}: there must be 1 process at least, and {MOST_PROCESSES} at most")
     if where == "cuda" and world > gpus:
         raise UserError(f"world={world}, but torch finds {gpus} GPUs on this machine; use fewer, or devices=cpu")
     if config["out"] and not Path(config["out"]).parent.is_dir():
