@@ -12,7 +12,8 @@ with `small` as in experiment=cifar10_cpu too; on a GPU ResNet-18 and ResNet-50 
 Each case has a process of its own; `bare` and `ours`, which are held to a few percent of each other, take turns. Images
 per second are from the median of steps (of turns of all workers) after those that compile and fill the queues. Memory
 is the peak growth from before the data were loaded (resident set, and of workers what is theirs alone; torch's
-allocator on a GPU). Writes benchmarks/results/run.json and run.png.
+allocator on a GPU). A product of matrices tells what the machine computes at most. Writes benchmarks/results/run.json
+and run.png.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import record
@@ -90,8 +92,27 @@ def peer_run(engine: str, network: str, words: list[str], chosen: str, device: s
     return clock, batch, record.memory_at_most(cuda) - before + (0 if cuda else held)
 
 
+def matmul(chosen: str, device: str) -> dict[str, Any]:
+    """What the machine computes at most: floating-point operations per second of a product of square matrices."""
+    import torch
+
+    n, dtype = 4096 if device == "cuda" else 2048, torch.float32 if chosen == "32-true" else torch.bfloat16
+    a, b = torch.randn(2, n, n, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(12):
+        start = time.perf_counter()
+        c = a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    assert c.isfinite().all()
+    return {"gflops": 2e-9 * n**3 / median(seconds[2:])}
+
+
 def measure(engine: str, network: str, words: list[str], chosen: str, device: str, share: float) -> dict[str, Any]:
     """One case, in this process, with `share` of the steps."""
+    if engine == "matmul":
+        return matmul(chosen, device)
     if engine == "bare":
         steps = max(3, round(share * STEPS[device]["own"]))
         return train_step.measure("bare", network, words, chosen, device, budget=0.0, at_least=steps)
@@ -174,7 +195,7 @@ def main() -> None:
     }
     if args.case:
         engine, network, chosen, share = args.case
-        print(json.dumps(measure(engine, network, words[network], chosen, args.device, float(share))))
+        print(json.dumps(measure(engine, network, words.get(network, []), chosen, args.device, float(share))))
         return
 
     console, began, found = Console(), time.perf_counter(), []
@@ -186,11 +207,16 @@ def main() -> None:
         share = 0.1 if args.quick else 1 / TURNS if engine in TWINS else 1.0
         case = record.in_own_process(__file__, ["--case", engine, network, chosen, str(share), *common])
         found.append({"network": network, "engine": engine, "precision": chosen, **case})
+    peaks = {
+        chosen: record.in_own_process(__file__, ["--case", "matmul", "none", chosen, "1", *common])
+        for chosen in ("32-true", "bf16-mixed")
+    }
+    console.print(f"a product of matrices: {peaks}")
     cases = pooled(found)
     console.print(train_step.table(cases, f"Whole loop on {args.device}"))
     goals = verdict(cases, args.device)
     record.say(goals, console)
-    result = {"device": args.device, "workers": cores(), "cases": cases, "verdict": goals}
+    result = {"device": args.device, "workers": cores(), "cases": cases, "matmul": peaks, "verdict": goals}
     record.write(args.out, result, began, {"lightly": record.version("lightly")}, console)
     draw(cases, args.device, args.out.with_suffix(".png"))
 
