@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from twoview import schema
 from twoview.augment.base import TwoViews
-from twoview.checkpoint import save_encoder
+from twoview.checkpoint import FORMAT, save_encoder
 from twoview.command import output_dir, overrides, plain
 from twoview.data.datamodule import TwoViewDataModule
 from twoview.data.images import ImageSet
@@ -145,6 +145,7 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     finally:
         checkpoints.release_signals()
     about = {
+        "format": FORMAT,
         "config": stored,
         "normalization": {name: torch.tensor(values).tolist() for name, values in normalization.items()},  # as exported
         "image_shape": list(train.shape),
