@@ -86,8 +86,11 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def _title(run: Path) -> str:
+    path = run / "summary.json"
     try:
-        summary = json.loads((run / "summary.json").read_text())
+        summary = json.loads(path.read_text()) if path.is_file() else None
     except (OSError, json.JSONDecodeError):
+        summary = None
+    if summary is None:
         return run.name
     return f"{summary['name']}, seed {summary['seed']}: {summary['training_time']} on {summary['machine']['cpu']}"

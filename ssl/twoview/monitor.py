@@ -173,8 +173,6 @@ class Meter(pl.Callback):
 def _keep_rows(path: Path, last_step: int) -> None:
     """Drops rows that a resumed run is going to write again."""
     if path.exists():
-        if not path.is_file():  # a pipe would be waited for
-            raise UserError(f"{path} is not a file: move it away to go on without the readings before")
         with path.open(newline="") as file:
             try:
                 rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]

@@ -5,6 +5,7 @@ import logging
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -30,7 +31,7 @@ from twoview.monitor import KNNMonitor, Meter, ViewSheet
 from twoview.progress import ProgressBar, clock
 from twoview.provenance import commit, machine, versions
 from twoview.resumption import STARTS, resumed, source
-from twoview.saving import Checkpoints, Interrupted, held
+from twoview.saving import Checkpoints, Interrupted, held, write_text
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,8 @@ def _check_places(run_dir: Path) -> None:
     for name in WRITTEN:
         path = run_dir / name
         try:
-            reason = "it is a folder" if path.stat() and path.is_dir() else None
+            mode = path.stat().st_mode
+            reason = None if S_ISREG(mode) else "it is a folder" if S_ISDIR(mode) else "it is not a file"
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -155,7 +157,7 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     if trainer.is_global_zero:
         summary["doctor"] = parting_words(run_dir, stored)
         save_encoder(model.encoder, about, run_dir / "encoder.safetensors")
-        (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_text(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -242,9 +244,9 @@ def _knn(config: dict[str, Any], load: Any, train: ImageSet, meter: Meter) -> KN
 
 def _write_config(config: dict[str, Any], identity: dict[str, str], run_dir: Path, began: str | None) -> None:
     try:
-        (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        write_text(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         began = began or datetime.now().astimezone().isoformat(timespec="seconds")
-        (run_dir / "identity.json").write_text(json.dumps(identity | {"began": began}, indent=2) + "\n")
+        write_text(run_dir / "identity.json", json.dumps(identity | {"began": began}, indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or run_dir}: {error.strerror}; choose another folder by hydra.run.dir=..."

@@ -1,5 +1,6 @@
 """When a run saves its state, and how: whole files, the last few of them kept, by one process in one folder."""
 
+import errno
 import itertools
 import logging
 import os
@@ -37,6 +38,18 @@ def replace_durably(part: Path, path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all, in the place of whatever was there. OSError as usual."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text)
+        replace_durably(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
