@@ -4,16 +4,13 @@ import csv
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
 from twoview import schema
 from twoview.command import plain
 from twoview.errors import UserError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +71,8 @@ def draw(rows: list[dict[str, float]], title: str, path: Path) -> None:
     save(figure, path)
 
 
-def save(figure: "Figure", path: Path) -> None:
-    """A picture of the kind that its suffix names, whole or not at all."""
+def save(figure: Any, path: Path) -> None:
+    """A figure of matplotlib as a picture of the kind that its suffix names, whole or not at all."""
     from twoview.artifact import replacing
 
     with replacing(path) as part:

@@ -58,7 +58,7 @@ def plan(config: dict[str, Any]) -> tuple[str, int]:
     where = "cuda" if config["devices"] == "cuda" or (config["devices"] == "auto" and gpus > 1) else "cpu"
     world = config["world"] if config["world"] != "auto" else gpus if where == "cuda" else 2
     if not 1 <= world <= MOST_PROCESSES:
-        raise UserError(f"world={world}: there must be 1 process at least, and {MOST_PROCESSES} at most")
+        raise UserError(f"world={world}: there must be at least 1 process, and at most {MOST_PROCESSES}")
     if where == "cuda" and world > gpus:
         raise UserError(f"world={world}, but torch finds {gpus} GPUs on this machine; use fewer, or devices=cpu")
     if config["out"] and not Path(config["out"]).parent.is_dir():
