@@ -4,7 +4,6 @@ is whole or not there.
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from twoview.errors import UserError
 from twoview.evaluate.features import ImageEncoder, digest
 from twoview.progress import clock
 from twoview.provenance import commit, versions
+from twoview.saving import whole
 
 log = logging.getLogger(__name__)
 
@@ -68,19 +68,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
     What cannot be written is a UserError, and an unwritable folder is one at once.
     """
-    part = path.parent / f".{path.name}.{os.getpid()}.part"  # the name of "." is empty
     try:
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder; name a file by out=...")
-        part.touch()
-        yield part
-        os.replace(part, path)
+        with whole(path) as part:
+            part.touch()
+            yield part
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
         raise UserError(f"cannot write {path}: {reason}; name another file by out=...") from error
-    finally:
-        if part.exists():
-            part.unlink()
 
 
 def tracked(items: Sequence[T], what: str) -> Iterator[T]:

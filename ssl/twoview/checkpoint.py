@@ -29,7 +29,7 @@ from twoview.saving import FORMAT as FORMAT
 from twoview.saving import AtomicCheckpointIO as AtomicCheckpointIO
 from twoview.saving import Checkpoints as Checkpoints
 from twoview.saving import Interrupted as Interrupted
-from twoview.saving import kept, replace_durably
+from twoview.saving import kept, whole
 
 log = logging.getLogger(__name__)
 
@@ -244,14 +244,10 @@ def save_encoder(encoder: nn.Module, about: Mapping[str, Any], path: Path) -> No
     """Writes `encoder.safetensors`: the weights under the network's own keys, and in the metadata what rebuilds it and
     a checksum over both.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-        text = json.dumps(dict(about))
+    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    text = json.dumps(dict(about))
+    with whole(path) as part:
         save_file(weights, part, metadata={"twoview": text, "sha256": _checksum(weights, text)})
-        replace_durably(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _checksum(weights: Mapping[str, torch.Tensor], about: str) -> str:

@@ -40,16 +40,25 @@ def replace_durably(part: Path, path: Path) -> None:
             os.close(folder)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all, in the place of whatever was there. OSError as usual."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A new file beside `path` to be written; at the end of the block it takes its place, after an error it goes.
+    OSError as usual, at once where a folder is in the place.
+    """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.parent / f".{path.name[:80]}.{os.getpid()}.part"  # the name of "." is empty
     try:
-        part.write_text(text)
+        yield part
         replace_durably(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all, in the place of whatever was there. OSError as usual."""
+    with whole(path) as part:
+        part.write_text(text)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -28,7 +28,7 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import download_url
 
-from twoview.data.images import Encoded, ImageSet
+from twoview.data.images import Encoded, ImageSet, refuse_pipe
 from twoview.data.parquet import class_names, column_names, read_images, read_labels
 from twoview.errors import UserError
 
@@ -126,8 +126,7 @@ def _read_batches(source: Source, folder: Path, split: str, unverified: bool) ->
     remedy = f"delete {folder} to have {source.title} downloaded again"
 
     def unpickle(name: str, md5: str) -> dict[str, Any]:
-        if (folder / name).exists() and not (folder / name).is_file():  # a pipe would be waited for
-            raise UserError(f"{folder / name} is not a file: {remedy}")
+        refuse_pipe(folder / name)
         try:
             data = (folder / name).read_bytes()
         except OSError as error:

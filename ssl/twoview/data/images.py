@@ -222,10 +222,16 @@ class Blob(NamedTuple):
         return self.name
 
 
+def refuse_pipe(path: Path) -> None:
+    """UserError for what is there and is no file: whoever opens a pipe waits for its writer, for ever."""
+    if not path.is_file() and path.exists():
+        raise UserError(f"{path} is not a file but a folder, a pipe or a device: remove it")
+
+
 def open_image(source: Path | Blob) -> Image.Image:
     """Open an image file and read its header alone. Anything wrong with it is a `UserError` that names it."""
-    if isinstance(source, Path) and not source.is_file() and source.exists():
-        raise UserError(f"{source} is not a file but a folder, a pipe or a device: remove it")  # a pipe would never end
+    if isinstance(source, Path):
+        refuse_pipe(source)
     try:
         image = Image.open(io.BytesIO(source.data) if isinstance(source, Blob) else source, formats=FORMATS)
     except Image.UnidentifiedImageError:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from twoview.data.images import Blob, Encoded, ImageSet, load_images, pixel_statistics, statistics_sample
+from twoview.data.images import Blob, Encoded, ImageSet, load_images, pixel_statistics, refuse_pipe, statistics_sample
 from twoview.errors import UserError
 
 
@@ -139,8 +139,7 @@ def _open(file: Path) -> Iterator[Any]:
         import pyarrow.parquet
     except ImportError:
         raise UserError("reading Parquet files needs pyarrow: pip install 'twoview[parquet]'") from None
-    if file.exists() and not file.is_file():  # a pipe would be waited for
-        raise UserError(f"{file} is not a file but a folder, a pipe or a device: delete it")
+    refuse_pipe(file)
     try:
         with pyarrow.parquet.ParquetFile(file) as opened:
             yield opened
