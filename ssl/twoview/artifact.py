@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from twoview import schema
-from twoview.data.images import ImageSet, in_threads
+from twoview.data.decode import in_threads
+from twoview.data.images import ImageSet
 from twoview.errors import UserError
 from twoview.evaluate.features import ImageEncoder, digest
 from twoview.progress import clock

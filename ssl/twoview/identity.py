@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twoview.data.images import Encoded, ImageSet
+from twoview.data.decode import Encoded
+from twoview.data.images import ImageSet
 from twoview.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from twoview.data import images as module
+from twoview.data import decode as module
 from twoview.data.folder import image_folder
 from twoview.data.images import ImageSet
 from twoview.errors import UserError

@@ -15,16 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from twoview.data import images as module
-from twoview.data.images import (
-    Blob,
-    Encoded,
-    ImageSet,
-    decode,
-    load_images,
-    pixel_statistics,
-    stratified_split,
-)
+from twoview.data import decode as module
+from twoview.data.decode import Blob, Encoded, decode, load_images
+from twoview.data.images import ImageSet, pixel_statistics, stratified_split
 from twoview.errors import UserError
 
 
@@ -198,7 +191,7 @@ def test_statistics_are_those_of_the_definition() -> None:
 
 
 def test_statistics_of_a_sample_are_the_same_in_memory_and_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STATISTICS_SAMPLE", 5)
+    monkeypatch.setattr("twoview.data.images.STATISTICS_SAMPLE", 5)
     pixels = noise(20)
     assert pixel_statistics(pixels) == pixel_statistics(Encoded(blobs(pixels)))
     assert pixel_statistics(pixels) != pixel_statistics(pixels[:10])

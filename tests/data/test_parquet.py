@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from twoview.data import images as module
+from twoview.data import decode as module
 from twoview.data.images import ImageSet
 from twoview.data.parquet import parquet
 from twoview.errors import UserError
@@ -177,7 +177,7 @@ def test_large_sets_decode_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyP
         write(tmp_path / f"{split}.parquet", [picture(20 * i) for i in range(6)], [0, 1] * 3)
     memory = [load(tmp_path, split) for split in ("train", "test")]
     monkeypatch.setattr(module, "IN_MEMORY_BYTES", 1)
-    monkeypatch.setattr(module, "STATISTICS_SAMPLE", 4)
+    monkeypatch.setattr("twoview.data.images.STATISTICS_SAMPLE", 4)
     demand = [load(tmp_path, split) for split in ("train", "test")]
     assert [s.in_memory for s in memory + demand] == [True, True, False, False]
     assert [s.digest() for s in memory] == [s.digest() for s in demand]

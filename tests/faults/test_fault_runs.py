@@ -17,7 +17,8 @@ from torch import Tensor
 
 from faults.battery import table
 from twoview.checkpoint import read_checkpoint
-from twoview.data.images import Encoded, ImageSet
+from twoview.data.decode import Encoded
+from twoview.data.images import ImageSet
 from twoview.evaluate.features import ImageEncoder, extract
 from twoview.monitor import Meter
 

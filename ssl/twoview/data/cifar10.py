@@ -28,7 +28,8 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import download_url
 
-from twoview.data.images import Encoded, ImageSet, refuse_pipe
+from twoview.data.decode import Encoded, refuse_pipe
+from twoview.data.images import ImageSet
 from twoview.data.parquet import class_names, column_names, read_images, read_labels
 from twoview.errors import UserError
 

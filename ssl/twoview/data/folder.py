@@ -6,7 +6,8 @@ from typing import Literal
 
 import torch
 
-from twoview.data.images import Encoded, ImageSet, load_images, pixel_statistics
+from twoview.data.decode import Encoded, load_images
+from twoview.data.images import ImageSet, pixel_statistics
 from twoview.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

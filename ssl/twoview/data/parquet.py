@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from twoview.data.images import Blob, Encoded, ImageSet, load_images, pixel_statistics, refuse_pipe, statistics_sample
+from twoview.data.decode import Blob, Encoded, load_images, refuse_pipe
+from twoview.data.images import ImageSet, pixel_statistics, statistics_sample
 from twoview.errors import UserError
 
 

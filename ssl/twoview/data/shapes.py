@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twoview.data.images import ImageSet, check_memory, pixel_statistics
+from twoview.data.decode import check_memory
+from twoview.data.images import ImageSet, pixel_statistics
 from twoview.errors import UserError
 from twoview.rng import Draw
 
