@@ -49,7 +49,8 @@ def own_step(bare: bool, config: dict[str, Any], chosen: str, device: str) -> Ca
 
     from twoview.trainer import keep_memory
 
-    keep_memory()  # as in a run
+    keep_memory()  # as in a run, whose trainer also lets cuDNN try out which convolutions are fastest
+    torch.backends.cudnn.benchmark = device == "cuda"
     views = own.views(config, device)
     batch = (views, torch.arange(config["batch_size"], device=device), None)
     model, optimizer = own.model_and_optimizer(config, device)
