@@ -5,7 +5,7 @@ there is).
 import sys
 
 try:
-    from twoview.command import run_command
+    from twoview.cli.entry import run_command
 except ModuleNotFoundError as error:
     sys.exit(
         f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
@@ -13,9 +13,7 @@ except ModuleNotFoundError as error:
 
 
 def task(config):
-    from twoview.pretrain import (
-        main,
-    )  # torch is imported here, so that --help and typing errors answer at once
+    from twoview.train.pretrain import main
 
     return main(config)
 

@@ -43,9 +43,9 @@ def images(side: int, n: int) -> Tensor:
 
 
 def ours(compiled: bool, side: int, batch: int, device: str) -> Callable[[int], Any]:
-    from twoview.augment.base import TwoViews
-    from twoview.augment.geometric import HorizontalFlip, RandomResizedCrop
-    from twoview.augment.photometric import ColorJitter, Grayscale
+    from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
+    from twoview.augment.image.photometric import ColorJitter, Grayscale
+    from twoview.augment.views import TwoViews
 
     ops = {
         "crop": RandomResizedCrop(),
@@ -141,7 +141,7 @@ def batch_seconds(make: Callable[[int], Any], device: str) -> Iterator[float]:
 
 def measure(engine: str, side: int, batch: int, device: str, budget: float) -> dict[str, Any]:
     """One case, in this process."""
-    from twoview.trainer import keep_memory
+    from twoview.train.trainer import keep_memory
 
     keep_memory()  # as in training; it serves every engine: otherwise each batch waits for fresh pages
     began = time.perf_counter()

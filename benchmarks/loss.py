@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from twoview.losses import nt_xent_contrast
+from twoview.losses.contrastive import nt_xent_contrast
 
 SIZES = [512, 2048, 8192, 16384, 32768]
 FORMS = ["plain", "chunked", "lightly"]

@@ -10,10 +10,11 @@ import hydra
 import torch
 from torch import Tensor
 
-from twoview import pretrain, schema
-from twoview.command import CONFIGS, plain
+from twoview.cli import schema
+from twoview.cli.entry import CONFIGS, plain
 from twoview.model.compiled import Compiler
-from twoview.saving import Checkpoints, Interrupted
+from twoview.run.saving import Checkpoints, Interrupted
+from twoview.train import pretrain
 
 IMAGES = 50_000  # of an epoch of CIFAR-10
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -30,7 +31,7 @@ def autocast(device: str, chosen: str) -> AbstractContextManager[Any]:
 
 
 def model_and_optimizer(config: dict[str, Any], device: str) -> tuple[Any, torch.optim.Optimizer]:
-    """As `twoview.pretrain` makes them, on `device`."""
+    """As `twoview.train.pretrain` makes them, on `device`."""
     encoder = schema.build(config["encoder"])
     if config["channels_last"]:
         encoder = encoder.to(memory_format=torch.channels_last)
@@ -52,7 +53,7 @@ def views(config: dict[str, Any], device: str) -> tuple[Tensor, Tensor]:
 
 
 def run(config: dict[str, Any], folder: Path, steps: int, on_step: Callable[[Any], None]) -> dict[str, Any]:
-    """A run of `twoview.pretrain` that is stopped after `steps` steps, each of which ends with `on_step(trainer)`."""
+    """A run that is stopped after `steps` steps, each of which ends with `on_step(trainer)`."""
     original = Checkpoints.on_train_batch_end  # of the last of the callbacks
 
     def noting(self: Checkpoints, trainer: Any, *args: Any, **kwargs: Any) -> None:

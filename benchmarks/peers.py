@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from twoview.data.images import ImageSet
+from twoview.data.set import ImageSet
 from twoview.encoder.resnet import resnet18, resnet50
 from twoview.encoder.small import Small
-from twoview.optim import LARS
+from twoview.optim.lars import LARS
 
 ENCODERS: dict[str, Callable[[], nn.Module]] = {"resnet18": resnet18, "resnet50": resnet50, "small": Small}
 

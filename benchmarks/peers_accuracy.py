@@ -38,10 +38,11 @@ def measure(name: str, network: str, minutes: float, precision: str, data: str) 
     from peers import PEERS, loader
     from run import cores
 
-    from twoview import schema
-    from twoview.evaluate.features import ImageEncoder, extract
-    from twoview.evaluate.knn import knn_accuracy
-    from twoview.evaluate.linear import probe
+    from twoview.cli import schema
+    from twoview.encoder.frozen import ImageEncoder
+    from twoview.evaluate.classify.knn import knn_accuracy
+    from twoview.evaluate.classify.linear import probe
+    from twoview.evaluate.features import extract
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     load = schema.build(own.configuration([f"data={data}"])["data"])

@@ -4,7 +4,7 @@
 
 Six arms and three seeds; every seed shifts all arms of a study by a normal number of standard deviation 3, and the
 residuals are normal of standard deviation 1. In one half of the studies one arm is better than the reference by 4
-standard deviations, in the other none is. `compare` (`twoview.ablate.compare`, the noise from all arms) is set beside
+standard deviations, in the other none is. `compare` (`twoview.stats.blocks`, the noise from all arms) is set beside
 paired t tests of each arm by itself, both corrected by Holm's method.
 """
 
@@ -18,7 +18,7 @@ import record
 from rich.console import Console
 from scipy.stats import ttest_rel
 
-from twoview.ablate.compare import compare
+from twoview.stats.blocks import compare
 
 ARMS, SEEDS, EFFECT, SPREAD = 6, 3, 4.0, 3.0
 

@@ -72,7 +72,7 @@ def gradient_norm(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor
 
 def measure(engine: str, file: str, l2: float, goal: float, device: str, budget: float) -> dict[str, Any]:
     """One case, in this process. `goal` is scikit-learn's `tol`, and for ours the gradient norm to reach."""
-    from twoview.evaluate.linear import SELECTION_TOL, fit_linear, fit_path
+    from twoview.evaluate.classify.linear import SELECTION_TOL, fit_linear, fit_path
 
     stored = torch.load(file, weights_only=True)
     cuda = device == "cuda" and engine != "scikit-learn"
@@ -193,8 +193,8 @@ def main() -> None:
 
     from importlib.metadata import version
 
-    from twoview.checkpoint import instantiate_own, load_encoder
     from twoview.evaluate.features import extract
+    from twoview.run.checkpoint import instantiate_own, load_encoder
 
     console, began, cases = Console(), time.perf_counter(), []
     encoder = load_encoder(args.ckpt.removeprefix("ckpt="))

@@ -3,8 +3,8 @@
     python benchmarks/quality.py [experiment=cifar10_cpu] [out=...]    # three minutes on 2 cores
 
 The monitor's seconds for one reading, as configured, against the epochs between two readings (steps of the run's own
-loop, timed after ten to warm up). Then `twoview.evaluate.quality` on two views' random features of 50,000 x 512, exact,
-in blocks: seconds, and the memory that it takes beside the features. Writes benchmarks/results/quality.json.
+loop, timed after ten to warm up). Then `quality` on two views' random features of 50,000 x 512, exact, in
+blocks: seconds, and the memory that it takes beside the features. Writes benchmarks/results/quality.json.
 """
 
 import sys
@@ -28,10 +28,10 @@ def monitored(experiment: str) -> dict[str, Any]:
     """Seconds of a step and of a reading in a run of one short epoch, whose last step is followed by a reading."""
     import hydra
 
-    from twoview import pretrain
-    from twoview.command import CONFIGS, plain
-    from twoview.monitor import Meter
-    from twoview.monitor_quality import QualityMonitor
+    from twoview.cli.entry import CONFIGS, plain
+    from twoview.train import pretrain
+    from twoview.watch.meter import Meter
+    from twoview.watch.quality import QualityMonitor
 
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         words = [f"experiment={experiment}", "epochs=1", f"loader.max_batches={STEPS}", "knn=null"]
@@ -71,7 +71,7 @@ def monitored(experiment: str) -> dict[str, Any]:
 
 def whole() -> dict[str, Any]:
     """All measures of 50,000 pairs of features."""
-    from twoview.evaluate.quality import quality
+    from twoview.evaluate.describe.quality import quality
 
     draw = torch.Generator().manual_seed(0)
     x1 = torch.randn(IMAGES, DIM, generator=draw)

@@ -99,7 +99,7 @@ def version(package: str) -> str:
 
 def write(out: Path, result: dict[str, Any], began: float, versions: dict[str, str], console: Console) -> None:
     """`result` with all that is needed to believe and to repeat it; `versions` beside those of twoview's own."""
-    from twoview import provenance  # not needed in the processes of the cases
+    from twoview.run import provenance  # not needed in the processes of the cases
 
     result = result | {
         "seconds": round(time.perf_counter() - began, 1),

@@ -2,8 +2,8 @@
 
     python benchmarks/run.py [--quick] [--device cuda]    # 6 minutes on 2 CPU cores; needs the extras `bench`, `plot`
 
-`ours` is `twoview.pretrain` as train.py starts it and as its configuration has it, augmentation compiled or not, with
-its meters and logs (kNN and checkpoints come at the end of an epoch, and no epoch ends here). The peers stand in
+`ours` is a run as train.py starts it and as its configuration has it, augmentation compiled or not, with its
+meters and logs (kNN and checkpoints come at the end of an epoch, and no epoch ends here). The peers stand in
 `peers.py`: torchvision transforms or lightly's, image by image, in a DataLoader with a worker per core.
 `bare` is the limit, the step of `train_step.py` on views that are already there. Each in the precision that it has by
 default, and all in bfloat16. Same network, batch and images (CIFAR-10): on a CPU ResNet-18 with 128 images, and ours
@@ -69,7 +69,7 @@ def peer_run(engine: str, network: str, words: list[str], chosen: str, device: s
     import torch
     from peers import PEERS, loader
 
-    from twoview import schema
+    from twoview.cli import schema
 
     config, cuda, workers = own.configuration(words), device == "cuda", cores()
     torch.manual_seed(0)

@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--quick]     # 6 minutes on 2 CPU cores, 8 GiB of memory
 
-Runs of `twoview.pretrain` with the recipe of experiment=cifar10_cpu (`small`, views of 24 pixels) and its augmentation
+Runs of train.py with the recipe of experiment=cifar10_cpu (`small`, views of 24 pixels) and its augmentation
 compiled, on 5,000 to 1,000,000 images that are made up, and with batches of 128 to 4,096 on 50,000 of them. Images per
 second are from the median step; what an epoch costs beside its steps (the order of the images, the checkpoint) and the
 seconds until the first step stand apart. Memory is the peak growth of the resident set from before the images were
@@ -40,7 +40,7 @@ def synthetic(n: int, split: str) -> Any:
     """`n` images of noise, 5,000 of them different: an ImageSet without labels, and no test split."""
     import torch
 
-    from twoview.data.images import ImageSet
+    from twoview.data.set import ImageSet
 
     if split == "test":
         return None

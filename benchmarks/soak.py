@@ -46,9 +46,9 @@ def child(folder: Path, epochs: int, notes: Path) -> None:
     import hydra
     import torch
 
-    from twoview import pretrain
-    from twoview.command import CONFIGS, plain
-    from twoview.monitor import Meter
+    from twoview.cli.entry import CONFIGS, plain
+    from twoview.train import pretrain
+    from twoview.watch.meter import Meter
 
     torch.set_num_threads(1)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):

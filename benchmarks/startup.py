@@ -58,9 +58,11 @@ def start(began: float, words: list[str]) -> None:
     import pytorch_lightning as pl
 
     end_of("import Lightning, torchvision")
-    from twoview import monitor, pretrain, schema
-    from twoview.command import run_command
-    from twoview.data.datamodule import TwoViewDataModule
+    from twoview.cli import schema
+    from twoview.cli.entry import run_command
+    from twoview.data.batches import TwoViewDataModule
+    from twoview.train import pretrain
+    from twoview.watch import meter as monitor
 
     end_of("import twoview, Hydra")
 

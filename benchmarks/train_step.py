@@ -47,7 +47,7 @@ def own_step(bare: bool, config: dict[str, Any], chosen: str, device: str) -> Ca
     import torch
     from peers import nt_xent
 
-    from twoview.trainer import keep_memory
+    from twoview.train.trainer import keep_memory
 
     keep_memory()  # as in a run, whose trainer also lets cuDNN try out which convolutions are fastest
     torch.backends.cudnn.benchmark = device == "cuda"
@@ -113,7 +113,7 @@ def precisions(engine: str, device: str) -> list[str]:
     """The precision that an engine has by default on `device`, and bfloat16."""
     from peers import PEERS
 
-    from twoview.trainer import best_precision
+    from twoview.train.trainer import best_precision
 
     default = best_precision(device) if engine in TWINS else PEERS[engine].precision
     if (default, device) == ("16-mixed", "cpu"):

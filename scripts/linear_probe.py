@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from twoview.command import run_command
+    from twoview.cli.entry import run_command
 except ModuleNotFoundError as error:
     sys.exit(
         f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
 
 
 def task(config):
-    from twoview.probe import linear_command
+    from twoview.commands.probe import linear_command
 
     return linear_command(config)
 

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from twoview.command import run_words
+    from twoview.cli.entry import run_words
 except ModuleNotFoundError as error:
     sys.exit(
         f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
 
 
 def task(words):
-    from twoview.runs import runs_command
+    from twoview.run.registry import runs_command
 
     return runs_command(words)
 

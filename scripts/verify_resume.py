@@ -5,7 +5,7 @@ train.py]
 import sys
 
 try:
-    from twoview.command import run_command
+    from twoview.cli.entry import run_command
 except ModuleNotFoundError as error:
     sys.exit(
         f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:
 
 
 def task(config):
-    from twoview.verify import verify_command
+    from twoview.commands.verify import verify_command
 
     return verify_command(config)
 

@@ -15,11 +15,14 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from twoview import curves, doctor, embed, export, finetune, pretrain, preview, probe, verify
-from twoview.ablate.run import ablate_command
-from twoview.card.command import evaluate_command
-from twoview.command import CONFIGS, plain, run_command
-from twoview.selftest.command import selftest_command
+from twoview.ablate.runner import ablate_command
+from twoview.cli.entry import CONFIGS, plain, run_command
+from twoview.commands import embed, export, finetune, preview, probe, verify
+from twoview.commands.evaluate import evaluate_command
+from twoview.commands.selftest import selftest_command
+from twoview.report import curves
+from twoview.train import pretrain
+from twoview.watch import doctor
 
 torch.set_num_threads(1)
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):

@@ -14,7 +14,7 @@ from conftest import ROOT, SMALLEST
 from torch import Tensor
 
 from twoview.encoder.small import Small
-from twoview.losses import nt_xent
+from twoview.losses.contrastive import nt_xent
 
 TINY = [
     *("data=shapes", "data.n_train=64", "data.n_test=8", "data.size=16", *SMALLEST, "model.projector.hidden_dim=16"),

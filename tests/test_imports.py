@@ -102,7 +102,7 @@ def inside(path: Path) -> set[str]:
     for name in imports(path):
         parts = name.split(".")
         if parts[0] == "twoview":
-            ends = [".".join(parts[1:end]) for end in range(len(parts), 0, -1)]  # twoview.data.images.ImageSet, ...
+            ends = [".".join(parts[1:end]) for end in range(len(parts), 0, -1)]  # twoview.data.set.ImageSet, ...
             found.add(next(end for end in ends if end in known))
     return found
 
@@ -161,7 +161,7 @@ def test_commands_answer_before_torch_is_there() -> None:
             todo += [MODULES[name] for name in inside(path) if MODULES[name] not in seen]
         else:
             starts = {name for name in imports(path, at_start=True) if name.startswith("twoview")}
-            assert starts in ({"twoview.command.run_command"}, {"twoview.command.run_words"})
+            assert starts in ({"twoview.cli.entry.run_command"}, {"twoview.cli.entry.run_words"})
             todo.append(MODULES["command"])
 
 

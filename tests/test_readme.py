@@ -51,10 +51,10 @@ def shortened(script: str, words: list[str], run: Path) -> list[str]:
         return [*words, *few, "fractions=[1.0]", "k=[5]", "temperature=[0.1]", "strengths=[0.01]"]
     if script == "finetune":
         return [*words, "epochs=1", "label_fraction=0.5"]
-    if script == "verify_resume":  # tests/test_verify.py
+    if script == "verify_resume":  # tests/commands/test_verify.py
         return [*words, "--cfg", "job"]
     if script == "selftest":
-        return [*words, "devices=cpu", "world=1"]  # with more: tests/test_selftest.py
+        return [*words, "devices=cpu", "world=1"]  # with more: tests/selftest/test_selftest.py
     if any(word.startswith(("ckpt=", "run=", "--", "resume=")) and word != "resume=auto" for word in words):
         return words
     keep = {word.split("=")[0].split(".")[0] for word in words if word.startswith(("data=", "encoder="))}
@@ -76,7 +76,7 @@ def test_command_of_the_readme_runs(line: str, command: Callable[..., Ended], fi
     script, *words = shlex.split(line)[1:]
     assert (ROOT / script).is_file()
     name = Path(script).stem
-    if name not in TASKS:  # not of Hydra: tests/test_runs.py, tests/faults
+    if name not in TASKS:  # not of Hydra: tests/run/test_runs.py, tests/faults
         return
     if "photos" in line:
         photos(tmp_path)

@@ -4,5 +4,5 @@
 class UserError(Exception):
     """Something that the user can mend. The message names the thing and the remedy.
 
-    Commands print it without a traceback and exit with code 1; see `twoview.command`.
+    Commands print it without a traceback and exit with code 1; see `twoview.cli.entry`.
     """

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from twoview import pretrain
 from twoview.ablate import arm, results
-from twoview.command import CONFIGS
+from twoview.cli.entry import CONFIGS
 from twoview.errors import UserError
+from twoview.train import pretrain
 
 TWO = ("study=strength", "study.axes={augment.strength:[0,0.5]}", "judge.images=128", "judge.profile=8")
 SCRIPT = CONFIGS.parent / "scripts" / "ablate_augment.py"
@@ -169,7 +169,7 @@ def test_another_study_in_the_folder_is_refused(study: Command, tmp_path: Path) 
 
 
 def test_two_studies_at_once_in_a_folder_are_refused(study: Command, tmp_path: Path) -> None:
-    hold = "import sys, pathlib; from twoview.saving import held\nwith held(pathlib.Path(sys.argv[1])):\n"
+    hold = "import sys, pathlib; from twoview.run.saving import held\nwith held(pathlib.Path(sys.argv[1])):\n"
     hold += " print(1, flush=True)\n sys.stdin.read()"
     words = [sys.executable, "-c", hold, str(tmp_path / "study")]
     first = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -17,12 +17,12 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
 
-from twoview import page
 from twoview.ablate import figures, reasons, report, words
 from twoview.ablate.figures import MOST, few, fold
 from twoview.ablate.markdown import escape
 from twoview.ablate.results import flat, read, tidy
 from twoview.errors import UserError
+from twoview.report import page
 
 PNG = b"\x89PNG\r\n\x1a\n made up"
 NOISE = (0.004, -0.003, 0.001, 0.0, -0.002)  # of a seed, common to all arms
@@ -155,7 +155,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def one_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn once and small, not four times more for the page, as tests/test_page.py holds."""
+    """Figures are drawn once and small, not four times more for the page, as tests/report/test_page.py holds."""
     monkeypatch.setattr(page, "_svg", lambda draw, theme: "data:image/svg+xml;base64,PHN2Zy8+")
     monkeypatch.setattr(report, "render", lambda draw: page.render(draw, dpi=30))
 

@@ -11,15 +11,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twoview import pretrain, schema
 from twoview.ablate.study import AddOne, Compose, Curve, Grid, LeaveOneOut, value, value_of
-from twoview.command import options
+from twoview.cli import schema
+from twoview.cli.entry import options
 from twoview.errors import UserError
 from twoview.model.base import ContrastiveModule
+from twoview.train import pretrain
 
 Compose_ = Callable[..., dict[str, Any]]
-JITTER = {"_target_": "twoview.augment.photometric.ColorJitter", "p": 1.0}
-CROP = {"_target_": "twoview.augment.geometric.RandomResizedCrop"}
+JITTER = {"_target_": "twoview.augment.image.photometric.ColorJitter", "p": 1.0}
+CROP = {"_target_": "twoview.augment.image.geometric.RandomResizedCrop"}
 
 
 @pytest.fixture

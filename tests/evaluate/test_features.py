@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from twoview.data.images import ImageSet
+from twoview.data.set import ImageSet
+from twoview.encoder.frozen import ImageEncoder, digest
 from twoview.errors import UserError
-from twoview.evaluate.features import ImageEncoder, digest, extract
+from twoview.evaluate.features import extract
 
 
 class Decoded:

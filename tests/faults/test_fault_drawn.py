@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from faults.battery import DRAWS
-from twoview import pretrain
-from twoview.checkpoint import load_encoder, read_checkpoint
 from twoview.errors import UserError
+from twoview.run.checkpoint import load_encoder, read_checkpoint
+from twoview.train import pretrain
 
 LEAVES = st.one_of(
     st.none(),

@@ -19,10 +19,10 @@ from PIL import Image
 from torchvision import datasets
 
 from faults.battery import DAMAGES, FLIPS, table
-from twoview.checkpoint import load_encoder
-from twoview.command import CONFIGS
-from twoview.evaluate.features import digest
-from twoview.monitor import Meter
+from twoview.cli.entry import CONFIGS
+from twoview.encoder.frozen import digest
+from twoview.run.checkpoint import load_encoder
+from twoview.watch.meter import Meter
 
 SMALL = ("encoder=small", "encoder.widths=[4,4,4,4]", "model.projector.hidden_dim=8", "batch_size=8", "epochs=2")
 SMALL += ("trainer=cpu", "log_every_steps=1", "loader.max_batches=2", "knn=null")
@@ -148,8 +148,8 @@ def cifar_batches(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def batch(n: int) -> dict[str, Any]:
         return {"data": np.zeros((n, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(n)]}
 
-    monkeypatch.setattr("twoview.data.cifar10.ROWS", {"train": 20, "test": 10})
-    monkeypatch.setattr("twoview.data.cifar10._reachable", lambda url: False)
+    monkeypatch.setattr("twoview.data.image.cifar.ROWS", {"train": 20, "test": 10})
+    monkeypatch.setattr("twoview.data.image.cifar._reachable", lambda url: False)
     monkeypatch.setattr(datasets.CIFAR10, "train_list", [put(f"data_batch_{i}", batch(10)) for i in (1, 2)])
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [put("test_batch", batch(10))])
     name, md5 = put("batches.meta", {"label_names": list("abcdefghij")})
@@ -208,7 +208,7 @@ def test_configuration_files(
     tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, case: str, file: str, how: str
 ) -> None:
     shutil.copytree(CONFIGS, tmp_path / "configs")
-    monkeypatch.setattr("twoview.command.CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr("twoview.cli.entry.CONFIGS", tmp_path / "configs")
     DAMAGES[how](tmp_path / "configs" / file)
     ended = command("data=shapes", "data.n_train=16", "data.size=8", *SMALL)
     if ended.code == 0:  # cut between two keys a file is whole again, and constructors know defaults

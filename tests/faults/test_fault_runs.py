@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from faults.battery import table
-from twoview.checkpoint import read_checkpoint
-from twoview.data.decode import Encoded
-from twoview.data.images import ImageSet
-from twoview.evaluate.features import ImageEncoder, extract
-from twoview.monitor import Meter
+from twoview.data.image.decode import Encoded
+from twoview.data.set import ImageSet
+from twoview.encoder.frozen import ImageEncoder
+from twoview.evaluate.features import extract
+from twoview.run.checkpoint import read_checkpoint
+from twoview.watch.meter import Meter
 
 SMALL = ("data=shapes", "data.n_train=64", "data.n_test=16", "data.size=8", "encoder=small", "encoder.widths=[4,4,4,4]")
 SMALL += ("model.projector.hidden_dim=8", "batch_size=8", "epochs=3", "loader.max_batches=4", "trainer=cpu")

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torchvision import datasets
 
 from faults.battery import table
-from twoview.checkpoint import read_checkpoint
+from twoview.run.checkpoint import read_checkpoint
 
 SMALL = ("encoder=small", "encoder.widths=[4,4,4,4]", "model.projector.hidden_dim=8", "batch_size=4", "epochs=1")
 SMALL += ("trainer=cpu", "loader.max_batches=1", "knn=null")
@@ -41,9 +41,15 @@ def refused(ended: Any, name: str) -> None:
 
 
 def subject() -> dict[str, Any]:
-    """What `twoview.probe` would take for a run to be judged."""
-    images = {"_target_": "twoview.data.shapes.shapes", "split": "train", "n_train": 10, "size": 8}
-    return {"_target_": "twoview.probe.Subject", "encoder": None, "train": images, "test": None, "device": "cpu"}
+    """What `twoview.commands.probe` would take for a run to be judged."""
+    images = {"_target_": "twoview.data.image.shapes.shapes", "split": "train", "n_train": 10, "size": 8}
+    return {
+        "_target_": "twoview.evaluate.subject.Subject",
+        "encoder": None,
+        "train": images,
+        "test": None,
+        "device": "cpu",
+    }
 
 
 def attacks(canary: Path) -> dict[str, Any]:
@@ -54,36 +60,36 @@ def attacks(canary: Path) -> dict[str, Any]:
         "posix.system": {"_target_": "posix.system"} | touch,
         "subprocess": {"_target_": "subprocess.run", "args": ["touch", path]},
         "eval": {"_target_": "builtins.eval", "_args_": [f"open({path!r}, 'w')"]},
-        "exec through ours": {"_target_": "twoview.command.sys.modules", "_args_": []},
-        "os through ours": {"_target_": "twoview.command.os.system"} | touch,
-        "subprocess through ours": {"_target_": "twoview.pretrain.subprocess.run", "args": ["touch", path]},
+        "exec through ours": {"_target_": "twoview.cli.entry.sys.modules", "_args_": []},
+        "os through ours": {"_target_": "twoview.cli.entry.os.system"} | touch,
+        "subprocess through ours": {"_target_": "twoview.train.pretrain.subprocess.run", "args": ["touch", path]},
         "hydra through ours": {
-            "_target_": "twoview.schema.hydra.utils.instantiate",
+            "_target_": "twoview.cli.schema.hydra.utils.instantiate",
             "config": {"_target_": "os.system"},
         },
-        "our own builder": {"_target_": "twoview.schema.build", "node": {"_target_": "os.system"} | touch},
+        "our own builder": {"_target_": "twoview.cli.schema.build", "node": {"_target_": "os.system"} | touch},
         "our report writer": {
-            "_target_": "twoview.probe._write",
+            "_target_": "twoview.commands.probe._write",
             "report": {"a": "b"},
             "config": {"ckpt": path, "out": path, "data": None},
             "name": "x",
             "judged": subject(),
         },
         "our weight writer": {
-            "_target_": "twoview.checkpoint.save_encoder",
+            "_target_": "twoview.run.checkpoint.save_encoder",
             "encoder": {"_target_": "twoview.encoder.small.Small"},
             "about": {},
             "path": path,
         },
         "our checkpoint writer": {
-            "_target_": "twoview.checkpoint.AtomicCheckpointIO.save_checkpoint",
-            "self": {"_target_": "twoview.checkpoint.AtomicCheckpointIO"},
+            "_target_": "twoview.run.saving.AtomicCheckpointIO.save_checkpoint",
+            "self": {"_target_": "twoview.run.saving.AtomicCheckpointIO"},
             "checkpoint": {},
             "path": path,
         },
-        "our renaming": {"_target_": "twoview.saving.replace_durably", "part": "/etc/hostname.none", "path": path},
-        "our run": {"_target_": "twoview.pretrain.run", "config": {}, "run_dir": path},
-        "our plot": {"_target_": "twoview.curves.draw", "rows": [], "title": "", "path": path},
+        "our renaming": {"_target_": "twoview.run.atomic.replace_durably", "part": "/etc/hostname.none", "path": path},
+        "our run": {"_target_": "twoview.train.pretrain.run", "config": {}, "run_dir": path},
+        "our plot": {"_target_": "twoview.report.curves.draw", "rows": [], "title": "", "path": path},
         "pathlib": {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [path]}},
         "pickle": {"_target_": "pickle.loads", "_args_": ["cos\nsystem\n"]},
         "torch.load": {"_target_": "torch.load", "f": path, "weights_only": False},
@@ -334,7 +340,7 @@ def test_batches_without_the_right_checksum_are_not_unpickled(
     option = "cifar10" if files is datasets.CIFAR10 else "cifar100"
     words = [word for word in SMALL if word != "knn=null"]
     if name.startswith("test"):  # read only where something is scored on it: the train split must be whole before
-        from twoview.data import cifar10
+        from twoview.data.image import cifar as cifar10
 
         with pytest.raises(Exception, match="wrong checksum"):
             getattr(cifar10, option)(tmp_path / "data", "test")
@@ -381,7 +387,7 @@ def test_archives_write_their_files_and_no_other(
     add: Callable[[tarfile.TarFile], None], fails: bool,
 ) -> None:  # fmt: skip
     """As bad as can be: the archive has the right checksum."""
-    from twoview.data.cifar10 import CIFAR10, _download
+    from twoview.data.image.cifar import CIFAR10, _download
     from twoview.errors import UserError
 
     names = [name for name, _ in (*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list)] + ["batches.meta"]

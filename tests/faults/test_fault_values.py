@@ -17,8 +17,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from faults.battery import table
-from twoview import pretrain
-from twoview.command import CONFIGS, explain, plain
+from twoview.cli.entry import CONFIGS, explain, plain
+from twoview.train import pretrain
 
 TINY = ("data=shapes", "data.n_train=16", "data.n_test=8", "data.size=8", "encoder=small", "encoder.widths=[4,4,4,4]")
 TINY += ("model.projector.hidden_dim=8", "batch_size=8", "epochs=1", "loader.max_batches=1", "trainer=cpu")
@@ -122,7 +122,7 @@ def test_a_value_is_refused_by_name_or_harmless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, option: str, key: str, value: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("twoview.data.cifar10._reachable", lambda url: False)
+    monkeypatch.setattr("twoview.data.image.cifar._reachable", lambda url: False)
     folder = tmp_path / "run"
     try:
         summary = pretrain.run(with_value(option, key, value), folder)
@@ -157,7 +157,7 @@ def test_typed_it_ends_in_one_message_or_a_run(
     tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
     name: str, option: str, key: str, value: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("twoview.data.cifar10._reachable", lambda url: False)
+    monkeypatch.setattr("twoview.data.image.cifar._reachable", lambda url: False)
     group = option.partition("=")[0]
     chosen = [word for word in TINY if not group or word.partition("=")[0].partition(".")[0] != group]
     ended = command(*chosen, *([option] if option else []), f"trainer.max_time={LIMIT}", f"{key}={value}")

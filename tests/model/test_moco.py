@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from twoview.errors import UserError
 from twoview.model.moco import MoCo
 from twoview.model.mocov3 import MoCoV3
-from twoview.model.momentum import follow, frozen_copy, momentum_at
-from twoview.model.projector import Projector
-from twoview.norm import SplitBatchNorm
-from twoview.optim import Recipe
+from twoview.model.part.head import Projector
+from twoview.model.part.momentum import follow, frozen_copy, momentum_at
+from twoview.optim.recipe import Recipe
+from twoview.parallel.norm import SplitBatchNorm
 
 RECIPE = Recipe(torch.optim.SGD, lr_per_256=0.1, weight_decay=0.1)
 

@@ -10,9 +10,9 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from twoview.errors import UserError
-from twoview.model.projector import Projector
+from twoview.model.part.head import Projector
 from twoview.model.simclr import SimCLR
-from twoview.optim import Recipe
+from twoview.optim.recipe import Recipe
 
 
 class Tiny(nn.Module):

@@ -15,21 +15,23 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from twoview import pretrain, schema
-from twoview.checkpoint import load_encoder, load_projector
-from twoview.command import explain, output_dir, plain
-from twoview.data.images import ImageSet
+from twoview.cli import schema
+from twoview.cli.entry import explain, output_dir, plain
+from twoview.data.set import ImageSet
+from twoview.encoder.frozen import ImageEncoder
 from twoview.errors import UserError
-from twoview.evaluate import invariance
-from twoview.evaluate.features import ImageEncoder, extract
-from twoview.evaluate.knn import knn_accuracy
-from twoview.evaluate.linear import probe, wilson
-from twoview.evaluate.quality import quality
-from twoview.evaluate.score import fingerprint
-from twoview.identity import config_hash
-from twoview.page import save
-from twoview.probe import frozen
+from twoview.evaluate.classify.knn import knn_accuracy
+from twoview.evaluate.classify.linear import probe, wilson
+from twoview.evaluate.classify.score import fingerprint
+from twoview.evaluate.describe import invariance
+from twoview.evaluate.describe.quality import quality
+from twoview.evaluate.features import extract
+from twoview.evaluate.subject import frozen
+from twoview.report.page import save
 from twoview.rng import permutation
+from twoview.run.checkpoint import load_encoder, load_projector
+from twoview.run.identity import config_hash
+from twoview.train import pretrain
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class Judge:
     """How the encoders of a study are judged, all in the same way.
 
     `images`: how many labelled training images the linear probe and the kNN classifier get, the same for all arms;
-    null: all. `strengths`, `holdout`: of the probe (`twoview.evaluate.linear`). `k`, `temperature`: of kNN. `profile`:
+    null: all. `strengths`, `holdout`: of the probe (`evaluate.classify.linear`). `k`, `temperature`: of kNN. `profile`:
     images on which invariances are measured, 0 for none.
     """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from twoview.progress import clock
+from twoview.report.words import clock
 
 EVERY = 1.0  # seconds between two looks
 

@@ -1,5 +1,5 @@
 """The main picture of a study: a curve, a heat map, or differences to the reference. `draw(theme)` draws it in the
-colours and the width of a theme (`twoview.page`).
+colours and the width of a theme (`twoview.report.page`).
 """
 
 import math
@@ -8,10 +8,10 @@ from statistics import fmean
 from textwrap import shorten, wrap
 from typing import Any, NamedTuple
 
-from twoview.ablate.compare import Difference, Interval
 from twoview.ablate.results import HEADLINE, Study
 from twoview.ablate.words import NBSP, in_points
-from twoview.page import Theme
+from twoview.report.page import Theme
+from twoview.stats.blocks import Difference, Interval
 
 MOST = 7  # arms that colours can tell apart
 

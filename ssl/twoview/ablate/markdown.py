@@ -6,7 +6,7 @@ from re import sub
 from twoview.ablate import words
 from twoview.ablate.figures import Drawing
 from twoview.ablate.results import Study
-from twoview.page import Cell
+from twoview.report.page import Cell
 
 
 def markdown(study: Study, pictures: Mapping[Drawing, str]) -> str:

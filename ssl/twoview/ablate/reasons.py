@@ -8,10 +8,10 @@ from typing import Any
 
 from twoview.ablate.figures import Drawing, canvas, few, fold, tiles
 from twoview.ablate.results import HEADLINE, Run, Study
-from twoview.page import Theme
+from twoview.report.page import Theme
 
 MARKERS = "osD^vPX"
-FACTORS = {  # of `twoview.data.shapes`, for people
+FACTORS = {  # of `twoview.data.image.shapes`, for people
     "background_hue": "background hue",
     "light": "light on dark",
     "background": "background pattern",

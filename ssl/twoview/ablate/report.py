@@ -10,7 +10,7 @@ from twoview.ablate.figures import Drawing
 from twoview.ablate.markdown import markdown
 from twoview.ablate.results import HEADLINE, Study, as_csv, as_json, as_parquet, read, tidy
 from twoview.ablate.words import duration, percent
-from twoview.page import Page, Section, render, save
+from twoview.report.page import Page, Section, render, save
 
 
 def write(folder: Path | str) -> dict[str, Path]:

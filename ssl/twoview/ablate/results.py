@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from twoview.ablate.compare import Difference, Interval, compare, mean_interval
 from twoview.errors import UserError
-from twoview.identity import apart
+from twoview.run.identity import apart
+from twoview.stats.blocks import Difference, Interval, compare, mean_interval
 
 HEADLINE = "linear.top1"  # the metric that verdicts are about
 NOT_METRICS = {"place", "machine", "versions", "words", "identity"}

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from twoview import pretrain
 from twoview.ablate.arm import Judge, Stopped, judged, silent
 from twoview.errors import UserError
-from twoview.progress import clock
+from twoview.report.words import clock
+from twoview.train import pretrain
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from twoview.ablate.compare import Difference, Interval
 from twoview.ablate.results import Study
-from twoview.page import Cell
+from twoview.report.page import Cell
+from twoview.stats.blocks import Difference, Interval
 
 NONE = "–"
 NBSP = "\N{NO-BREAK SPACE}"

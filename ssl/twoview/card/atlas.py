@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twoview.card.parts import Encoder, Judged
-from twoview.data.images import ImageSet
+from twoview.data.set import ImageSet
 from twoview.rng import permutation
 
 log = logging.getLogger(__name__)

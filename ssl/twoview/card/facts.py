@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from twoview.artifact import checkpoint_file
 from twoview.card import parts
 from twoview.card.parts import OTHER, RUN, UNTRAINED, Judged
-from twoview.command import overrides
-from twoview.evaluate.features import ImageEncoder
-from twoview.evaluate.score import fingerprint
-from twoview.identity import apart, differences
-from twoview.probe import Subject
-from twoview.provenance import commit, machine, versions
+from twoview.cli.entry import overrides
+from twoview.encoder.frozen import ImageEncoder
+from twoview.evaluate.classify.score import fingerprint
+from twoview.evaluate.subject import Subject, checkpoint_file
+from twoview.run.identity import apart, differences
+from twoview.run.provenance import commit, machine, versions
 
 SETTINGS = (  # on which the numbers depend
     *("strengths", "holdout", "seed", "k", "temperature", "fractions", "label_seeds"),

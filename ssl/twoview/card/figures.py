@@ -1,5 +1,5 @@
 """The pictures of a card, each drawn from what `card.json` holds. `draw(theme)` draws one in the colours and the width
-of a theme (`twoview.page`).
+of a theme (`twoview.report.page`).
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import Any
 from twoview.ablate.figures import canvas, fold, tiles
 from twoview.ablate.words import percent
 from twoview.card.parts import OTHER, RUN, UNTRAINED
-from twoview.page import Theme
+from twoview.report.page import Theme
 
 NAMES = {RUN: "this run", UNTRAINED: "untrained", OTHER: "the other run"}
 MANY = 20  # classes whose names and numbers still fit into a picture

@@ -11,19 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twoview.ablate.compare import bootstrap_interval, mean_interval
-from twoview.checkpoint import instantiate_own
-from twoview.data.images import ImageSet, stratified_split
+from twoview.data.set import ImageSet, stratified_split
+from twoview.encoder.frozen import ImageEncoder
 from twoview.errors import UserError
-from twoview.evaluate import invariance
-from twoview.evaluate.calibration import reliability
-from twoview.evaluate.corruptions import CORRUPTIONS, SEVERITIES, corrupt, suited
-from twoview.evaluate.features import ImageEncoder, extract, spaces
-from twoview.evaluate.linear import ConvexResult, probe, wilson
-from twoview.evaluate.neighbours import Neighbours, nearest, vote
-from twoview.evaluate.paired import paired
-from twoview.evaluate.quality import quality
+from twoview.evaluate.classify.calibration import reliability
+from twoview.evaluate.classify.linear import ConvexResult, probe, wilson
+from twoview.evaluate.classify.neighbours import Neighbours, nearest, vote
+from twoview.evaluate.describe import invariance
+from twoview.evaluate.describe.corruptions import CORRUPTIONS, SEVERITIES, corrupt, suited
+from twoview.evaluate.describe.quality import quality
+from twoview.evaluate.features import extract, spaces
 from twoview.rng import permutation
+from twoview.run.checkpoint import instantiate_own
+from twoview.stats.blocks import bootstrap_interval, mean_interval
+from twoview.stats.paired import paired
 
 RUN, UNTRAINED, OTHER = "run", "untrained", "other"  # names of the encoders
 KNN = (200, 0.1)  # k and temperature of the score that stands for the grid, fixed before any test image is seen
@@ -287,7 +288,7 @@ def transfer(judged: Judged, elsewhere: Mapping[str, tuple[ImageSet, ImageSet]])
 
 
 def differences(right: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
-    """The run against every other encoder on the same images, for each score (`twoview.evaluate.paired`)."""
+    """The run against every other encoder on the same images, for each score (`twoview.stats.paired`)."""
     return {
         score: {name: asdict(paired(hits[RUN], other)) for name, other in hits.items() if name != RUN}
         for score, hits in right.items()

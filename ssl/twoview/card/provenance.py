@@ -5,7 +5,7 @@ from typing import Any
 
 from twoview.ablate.words import duration
 from twoview.card.figures import NAMES
-from twoview.page import Cell, Section
+from twoview.report.page import Cell, Section
 
 
 def provenance(section: Section, facts: Mapping[str, Any]) -> None:

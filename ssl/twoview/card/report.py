@@ -11,7 +11,7 @@ from twoview.card.figures import NAMES, among
 from twoview.card.parts import OTHER, RUN, UNTRAINED
 from twoview.card.provenance import provenance
 from twoview.card.tables import NONE, Card, Facts, Row, gap_span, missing, p_words, share_words, span
-from twoview.page import Cell, Page, Section, render, save
+from twoview.report.page import Cell, Page, Section, render, save
 
 QUALITY = {  # rows of the table: words, digits
     "alignment": ("alignment of positives", 3),

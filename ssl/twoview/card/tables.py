@@ -6,7 +6,7 @@ from typing import Any
 from twoview.ablate.words import in_points, percent
 from twoview.card.figures import NAMES, Draw, among
 from twoview.card.parts import OTHER, RUN, UNTRAINED
-from twoview.page import Cell, Section
+from twoview.report.page import Cell, Section
 
 Facts = Mapping[str, Any]
 Row = list[str | Cell]

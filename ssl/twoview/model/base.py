@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from twoview import devices
 from twoview.errors import UserError
-from twoview.losses import Contrast
+from twoview.losses.contrastive import Contrast
 from twoview.model.compiled import Compiler
-from twoview.optim import Recipe
+from twoview.optim.recipe import Recipe
+from twoview.parallel import devices
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -84,7 +84,7 @@ class ContrastiveModule(pl.LightningModule):
         views, index, _ = batch
         chance = self.chance()
         loss, accuracy = self.contrast(views[0], views[1], index, *views[2:])
-        return {"loss": loss, "accuracy": accuracy, "chance": chance}  # read by the monitors, see `twoview.monitor`
+        return {"loss": loss, "accuracy": accuracy, "chance": chance}  # read by the monitors, see `twoview.watch.meter`
 
     def on_train_start(self) -> None:
         self.through.decide(self.device, int(self.trainer.estimated_stepping_batches), self.trainer.world_size)

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twoview.errors import UserError
-from twoview.losses import Contrast, info_nce_contrast
+from twoview.losses.contrastive import Contrast, info_nce_contrast
 from twoview.model.base import ContrastiveModule, check_chunk
-from twoview.model.momentum import check_momentum, follow, frozen_copy, momentum_at, refuse_low_precision
-from twoview.model.projector import Projector
-from twoview.optim import Recipe
+from twoview.model.part.head import Projector
+from twoview.model.part.momentum import check_momentum, follow, frozen_copy, momentum_at, refuse_low_precision
+from twoview.optim.recipe import Recipe
 
 
 class MoCoV3(ContrastiveModule):

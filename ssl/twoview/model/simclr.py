@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from twoview.errors import UserError
-from twoview.losses import Contrast, nt_xent_contrast
+from twoview.losses.contrastive import Contrast, nt_xent_contrast
 from twoview.model.base import ContrastiveModule, check_chunk
-from twoview.optim import Recipe
+from twoview.optim.recipe import Recipe
 
 
 class SimCLR(ContrastiveModule):

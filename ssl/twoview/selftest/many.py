@@ -13,14 +13,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from twoview import devices
 from twoview.model.base import ContrastiveModule
 from twoview.model.moco import MoCo
 from twoview.model.mocov3 import MoCoV3
-from twoview.model.projector import Projector
+from twoview.model.part.head import Projector
 from twoview.model.simclr import SimCLR
-from twoview.norm import global_batch_norm
-from twoview.optim import Recipe
+from twoview.optim.recipe import Recipe
+from twoview.parallel import devices
+from twoview.parallel.norm import global_batch_norm
 from twoview.selftest.check import ROUNDING, Check, difference, last_line, measure, worst
 
 PATIENCE = 300  # seconds until processes that have not ended are ended

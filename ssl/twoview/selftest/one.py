@@ -7,10 +7,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from twoview.augment.base import TwoViews
-from twoview.augment.geometric import HorizontalFlip, RandomResizedCrop
-from twoview.augment.photometric import ColorJitter, GaussianBlur, Grayscale
-from twoview.losses import info_nce_contrast, nt_xent_contrast
+from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
+from twoview.augment.image.photometric import ColorJitter, GaussianBlur, Grayscale
+from twoview.augment.views import TwoViews
+from twoview.losses.contrastive import info_nce_contrast, nt_xent_contrast
 from twoview.model.base import ContrastiveModule
 from twoview.model.mocov3 import MoCoV3
 from twoview.model.simclr import SimCLR

@@ -1,0 +1,368 @@
+"""A study from its command to its report: works out the arms, has Hydra's launcher run those that are missing, and
+writes the report.
+"""
+
+import contextlib
+import json
+import logging
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich import get_console
+from rich.table import Table
+
+from twoview.ablate import results
+from twoview.ablate.arm import Judge, Stopped, arm_hash, run_arm, training_config, write_json
+from twoview.ablate.display import Display
+from twoview.ablate.study import Arm, Plan, Study
+from twoview.ablate.trial import affordable, measured_seconds, steps_of_an_epoch
+from twoview.ablate.words import listed
+from twoview.cli import schema
+from twoview.cli.entry import explain, overrides, plain
+from twoview.data.set import ImageSet
+from twoview.errors import UserError
+from twoview.report.words import clock
+from twoview.run.identity import code_digest, data_digest, differences, relevant
+from twoview.run.saving import held
+from twoview.train import pretrain
+
+log = logging.getLogger(__name__)
+
+KEYS = {"folder": str, "budget": float | None, "dry_run": bool, "report": str | None}
+OWN = ("study", "judge", "folder", "budget", "dry_run", "report")  # words that `train.py` does not take
+YEAR = 525_600  # minutes
+
+
+@dataclass(frozen=True)
+class Job:
+    """An arm with a seed: one run, in a folder of its own that is named by the hash of its configuration."""
+
+    arm: Arm
+    seed: int
+    words: tuple[str, ...]
+    hash: str
+    folder: Path
+
+    def is_finished(self, protocol_hash: str) -> bool:
+        """Trained and judged, by the protocol of the study: what was judged by another is judged again."""
+        found = _json(self.folder / "result.json")
+        return found.get("status") == "finished" and found.get("protocol_hash") == protocol_hash
+
+
+def ablate_command(composed: DictConfig) -> int:
+    """`scripts/ablate_augment.py`. Returns 1 if an arm failed, 130, 138 or 143 if the study was interrupted."""
+    try:
+        with _terminable():
+            return _command(plain(composed))
+    except Stopped as stop:
+        return _stopped(str(stop))
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM stops the study as ctrl-C does. While an arm is trained its run takes both, to save its state first."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped("SIGTERM")
+
+    if threading.current_thread() is not threading.main_thread():  # to which alone signals come
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stopped(reason: str) -> int:
+    log.info("stopped (%s). The same command goes on", reason)
+    return pretrain.EXIT_CODES.get(f"stopped: {reason}", 1)
+
+
+def _command(config: dict[str, Any]) -> int:
+    schema.check_keys(config, KEYS)
+    if config["report"] is not None:
+        return _report(Path(config["report"]))
+    study, judge = _check(config)
+    base = training_config(config)
+    pretrain.check(base)
+    plan = study.plan(base | {"choices": dict(HydraConfig.get().runtime.choices)})
+    train = _labelled(base)
+    folder = Path(config["folder"])
+    with contextlib.nullcontext() if config["dry_run"] else held(folder, "folder"):
+        return _ablate(config, study, plan, judge, base, train, folder)
+
+
+def _ablate(
+    config: dict[str, Any], study: Study, plan: Plan, judge: Judge, base: dict[str, Any], train: ImageSet, folder: Path
+) -> int:
+    more = []
+    if config["budget"] is not None:
+        runs = len(plan.arms) * len(study.seeds)
+        base["epochs"] = _epochs_of_last_time(folder, config["budget"]) or affordable(
+            config["budget"], runs, base, judge, len(train)
+        )
+        more.append(f"epochs={base['epochs']}")
+    settings = _settings(study, plan, judge, base, train) | {"budget_minutes": config["budget"]}
+    _refuse_other_study(folder, settings)
+
+    composer = _Composer(more)
+    jobs = composer.jobs(plan, study.seeds, folder)
+    todo = [job for job in jobs if not job.is_finished(judge.protocol_hash)]
+    log.info(
+        "%s: %d arms x %d seeds = %d runs, %d to do", study.name, len(plan.arms), len(study.seeds), len(jobs), len(todo)
+    )
+    if config["dry_run"]:
+        _list(jobs, todo, measured_seconds(base, judge, len(train)) if todo else None, base["epochs"])
+        return 0
+    if todo:
+        _refuse_other_code([job for job in jobs if job not in todo], settings, train)
+    _prepare(folder, settings, todo, composer.own)
+    stopped = _launch(composer, todo, steps_of_an_epoch(base, len(train)) * base["epochs"]) if todo else None
+    if stopped is not None:
+        code = _stopped(stopped)
+        if any(job.is_finished(judge.protocol_hash) for job in jobs):
+            _report(folder)
+        return code
+    failed = [job for job in jobs if _json(job.folder / "result.json").get("status") != "finished"]
+    for job in failed:
+        error = _json(job.folder / "result.json").get("error", "no result; see its log.txt")
+        log.info("failed: %s, seed %d: %s (%s)", job.arm.name, job.seed, error, job.folder)
+    return max(_report(folder), 1 if failed else 0)
+
+
+def _report(folder: Path) -> int:
+    from twoview.ablate import report
+
+    report.write(folder)
+    get_console().print(_verdicts(results.read(folder)))
+    log.info("report: %s", folder / "report.html")
+    return 0
+
+
+def _check(config: dict[str, Any]) -> tuple[Study, Judge]:
+    if config["budget"] is not None and not 0 < config["budget"] <= YEAR:
+        raise UserError(f"budget={config['budget']} must be a positive number of minutes, {YEAR} (a year) at most")
+    for key in ("study", "judge"):
+        if not isinstance(config[key], dict) or "_target_" not in config[key]:
+            raise UserError(f"{key}={config[key]!r} leaves the study without its {key}; --help lists what there is")
+        schema.check(config[key], key)
+    if config["resume"]:
+        raise UserError("resume is of single runs: a study goes on by itself, with the same command")
+    return schema.build(config["study"]), schema.build(config["judge"])
+
+
+def _labelled(base: dict[str, Any]) -> ImageSet:
+    """The training images; UserError if no accuracy can be had from the data."""
+    load = schema.build(base["data"])
+    train: ImageSet = load(split="train")
+    test = load(split="test")
+    if train.labels is None or test is None or test.labels is None:
+        raise UserError(
+            f"a study compares accuracies, and {train.name} lacks labels or a test split; choose other data"
+        )
+    return train
+
+
+def _settings(study: Study, plan: Plan, judge: Judge, base: dict[str, Any], train: ImageSet) -> dict[str, Any]:
+    """What `study.json` says."""
+    words = overrides()
+    return {
+        "name": study.name,
+        "title": study.title,
+        "kind": plan.kind,
+        "axes": [asdict(axis) for axis in plan.axes],
+        "reference": plan.reference,
+        "arms": [arm.name for arm in plan.arms],
+        "seeds": study.seeds,
+        "epochs": base["epochs"],
+        "protocol": judge.protocol,
+        "protocol_hash": judge.protocol_hash,
+        "words": words,
+        "command": shlex.join(["python", "scripts/ablate_augment.py", *words]),
+        "data": train.name,
+        "classes": len(train.classes),
+        "chance": 1 / len(train.classes),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "base": arm_hash(base | {"seed": 0}),
+        "config": relevant(base | {"seed": 0}),
+        "allow_changes": bool(base.get("allow_changes")),
+    }
+
+
+def _refuse_other_study(folder: Path, settings: dict[str, Any]) -> None:
+    """A folder holds one study: of one name, one kind, and of runs that differ in nothing but what it varies."""
+    there = _json(folder / "study.json")
+    changes = [
+        f"{key} {settings[key]} instead of {there[key]}"
+        for key in ("name", "kind")
+        if key in there and there[key] != settings[key]
+    ]
+    if there.get("base", settings["base"]) != settings["base"]:
+        known = isinstance(there.get("config"), dict)  # studies of old kept the hash alone
+        changes += differences(there["config"], settings["config"]) if known else ["runs of another configuration"]
+    if changes:
+        raise UserError(
+            f"{folder} holds another study ({there.get('command')}). This one has {listed(changes)}: give it a folder "
+            "of its own by folder=..., or delete that one"
+        )
+
+
+def _refuse_other_code(finished: Sequence[Job], settings: dict[str, Any], train: ImageSet) -> None:
+    """Said before hours of training: the report would refuse to compare old arms with new ones."""
+    now = {"code": code_digest(), "data": data_digest(train)}
+    known = [_json(job.folder / "result.json").get("identity") or {} for job in finished]
+    unlike = results.mixed([*known, now], settings["axes"], but=("precision", "after"))
+    if finished and unlike and not settings["allow_changes"]:
+        raise UserError(
+            f"{len(finished)} runs of the study were made with other {' and '.join(unlike)} than there are now: delete "
+            "their folders under arms, or say allow_changes=true to go on and compare them all the same"
+        )
+
+
+class _Composer:
+    """Makes configurations of arms as Hydra does for the jobs of a sweep: from the words of the command line and those
+    of the arm.
+    """
+
+    def __init__(self, more: Sequence[str]) -> None:
+        hydra = HydraConfig.get()
+        self.loader = GlobalHydra.instance().config_loader()
+        self.own = [word for word in overrides() if word.lstrip("+~").split("=")[0].split(".")[0] not in OWN]
+        self.more = tuple(more)
+        self.master = self.loader.load_configuration(
+            hydra.job.config_name, overrides=[*hydra.overrides.hydra, *hydra.overrides.task], run_mode=RunMode.MULTIRUN
+        )
+
+    def config(self, words: Sequence[str]) -> DictConfig:
+        composed = self.loader.load_sweep_config(self.master, [*overrides(), *words])
+        return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+
+    def jobs(self, plan: Plan, seeds: Sequence[int], folder: Path) -> list[Job]:
+        """Every arm with every seed, checked as `train.py` checks a run: mistakes are said before the first starts."""
+        jobs = []
+        for arm in plan.arms:
+            try:
+                composed = self.config([*arm.words, *self.more])
+                pretrain.check(training_config(plain(composed)))
+            except Exception as error:  # whatever Hydra makes of an arm's words
+                raise UserError(f"arm {arm.name!r} of the study: {explain(error)}") from error
+            for seed in seeds:
+                composed.seed = seed
+                digest = arm_hash(plain(composed))
+                words = (*arm.words, *self.more, f"seed={seed}")
+                jobs.append(Job(arm, seed, words, digest, folder / "arms" / digest))
+        names: dict[str, Job] = {}
+        for job in jobs:
+            if (other := names.setdefault(job.hash, job)) is not job:
+                raise UserError(
+                    f"arms {other.arm.name!r} and {job.arm.name!r} of the study are the same run: nothing that they "
+                    "differ in changes a result"
+                )
+        return jobs
+
+    def launcher(self) -> Launcher:
+        context = HydraContext(config_loader=self.loader, callbacks=Callbacks(self.master))
+        return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_arm, config=self.master)
+
+
+def _prepare(folder: Path, settings: dict[str, Any], todo: Sequence[Job], own: Sequence[str]) -> None:
+    """Writes what is known before the first run starts: the study, and of each arm who it is."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "study.json", settings)
+        for job in todo:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / "result.json").unlink(missing_ok=True)
+            command = shlex.join(["python", "train.py", *own, *job.words])
+            about = {"arm": job.arm.name, "seed": job.seed, "place": job.arm.place, "hash": job.hash}
+            write_json(job.folder / "arm.json", about | {"words": list(job.words), "command": command})
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}; choose another by folder=...") from error
+
+
+def _launch(composer: _Composer, todo: Sequence[Job], steps: int) -> str | None:
+    """Runs arms through the launcher that `hydra/launcher` names. Returns why they were stopped, if they were."""
+    batch = [[*overrides(), *job.words, f"hydra.sweep.subdir=arms/{job.hash}"] for job in todo]
+    with Display({job.folder: f"{job.arm.name}, seed {job.seed}" for job in todo}, steps):
+        try:
+            returns = composer.launcher().launch(batch, initial_job_idx=0)
+        except KeyboardInterrupt as stop:
+            if str(stop) and f"stopped: {stop}" not in pretrain.EXIT_CODES:
+                raise UserError(f"{stop}. The same command goes on") from stop
+            return str(stop) or "ctrl-C"
+    for done in returns:
+        try:
+            status = str(done.return_value)
+        except Exception as error:  # the launcher's: run_arm writes down its own
+            log.info("a job of the launcher ended with %s", explain(error))
+            continue
+        if status.startswith("stopped: "):
+            return status.removeprefix("stopped: ")
+    return None
+
+
+def _epochs_of_last_time(folder: Path, minutes: float) -> int | None:
+    """Those that the same command chose before, where the folder holds its study already."""
+    there = _json(folder / "study.json")
+    same = there.get("budget_minutes") == minutes and there.get("words") == overrides()
+    return int(there["epochs"]) if same else None
+
+
+def _list(jobs: Sequence[Job], todo: Sequence[Job], seconds: tuple[float, float] | None, epochs: int) -> None:
+    table = Table(title="arms of the study", title_justify="left")
+    for name in ("arm", "seed", "folder", "", "words"):
+        table.add_column(name, overflow="fold")
+    for job in jobs:
+        table.add_row(
+            job.arm.name, str(job.seed), job.hash, "to do" if job in todo else "finished", " ".join(job.arm.words)
+        )
+    get_console().print(table)
+    if seconds is not None:
+        one = seconds[0] + epochs * seconds[1]
+        log.info(
+            "about %s for each arm of %d epochs, %s for the %d that are to do, one after the other",
+            clock(one), epochs, clock(one * len(todo)), len(todo),
+        )  # fmt: skip
+
+
+def _verdicts(study: results.Study) -> Table:
+    table = Table(title=str(study.settings["title"]), title_justify="left")
+    for name in ("arm", "linear top-1 %", "difference to the reference, points", "verdict"):
+        table.add_column(name)
+    for arm, interval in study.intervals.items():
+        difference = study.differences.get(arm)
+        change = verdict = "reference" if arm == study.reference else "-"
+        if difference is not None:
+            change, verdict = _span(difference.mean, difference.low, difference.high, "+.1f"), difference.verdict
+        table.add_row(arm, _span(interval.mean, interval.low, interval.high, ".1f"), change, verdict)
+    return table
+
+
+def _span(mean: float | None, low: float | None, high: float | None, how: str) -> str:
+    if mean is None:
+        return "-"
+    text = format(100 * mean, how)
+    return text if low is None or high is None else f"{text} [{100 * low:{how}}, {100 * high:{how}}]"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

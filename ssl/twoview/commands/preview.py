@@ -1,0 +1,266 @@
+"""What an augmentation does, as a picture: the views that a run trains on, drawn from its own numbers.
+
+Nothing is simulated: views come from `TwoViews` with the seed, epoch, sample numbers and view numbers of the run, and
+parameters from each operation's own `sample`, so that what is seen is what is trained on.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from twoview.augment.image.auto import OPS
+from twoview.augment.image.geometric import RandomResizedCrop
+from twoview.augment.operation import BatchAugment
+from twoview.augment.views import TwoViews
+from twoview.cli import schema
+from twoview.cli.entry import plain, unknown_option
+from twoview.data.set import ImageSet
+from twoview.errors import UserError
+from twoview.report.curves import save
+from twoview.report.sheet import Band, Picture, draw, positives
+from twoview.rng import Draw, permutation
+
+log = logging.getLogger(__name__)
+
+KEYS = {
+    "images": int,
+    "strengths": list[float],
+    "draws": int,
+    "seed": int,
+    "epoch": int,
+    "out": str | None,
+    "tensorboard": str | None,
+    "debug": bool,
+}
+MODES = ["strength", "ops", "pairs"]
+MOST = 100  # images, draws or strengths of a sheet: beyond, it is no picture to look at
+COLOURS = ("#0072b2", "#e69f00")  # of the first and the second view: told apart by every kind of sight (Okabe & Ito)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The first images of a run: uint8 (B, C, H, W) with their sample numbers (B,), and the epoch to look at."""
+
+    images: Tensor
+    index: Tensor
+    names: Sequence[str]
+    epoch: int
+
+    def originals(self) -> list[Picture]:
+        return [Picture(x.float() / 255, [name]) for x, name in zip(self.images, self.names, strict=True)]
+
+
+def preview_command(composed: DictConfig) -> int:
+    """`scripts/preview_augment.py`."""
+    config = plain(composed)
+    policies = check(config, composed)
+    train: ImageSet = schema.build(config["data"])(split="train")
+    if config["images"] > len(train):
+        raise UserError(f"images={config['images']}, but {train.name} has {len(train)}")
+    views = [schema.build(policy, mean=train.mean, std=train.std, seed=config["seed"]) for policy in policies]
+    samples = first_samples(train, config["images"], config["seed"], config["epoch"])
+    name = f"{train.name} · {HydraConfig.get().runtime.choices['augment']}"
+    if config["mode"] == "strength":
+        about = "Across a block only the strength s changes: a view keeps its crop, its flip and all random numbers."
+        bands = by_strength(views, samples)
+    else:
+        name += f", strength {views[0].strength:g}" if views[0].strength is not None else ""
+        if config["mode"] == "ops":
+            about = "Each operation alone, as the first view of an image has it from epoch to epoch."
+            bands = by_operation(views[0], samples, config["draws"])
+        else:
+            about = "Boxes: what each view shows of the original. Overlap: their intersection over their union."
+            bands = by_pair(views[0], samples)
+    if views[0].mix is not None and config["mode"] != "ops":
+        about += " First views are mixed with their neighbour's."
+    figure = draw(f"{name} · seed {config['seed']}, epoch {config['epoch']}", about, bands)
+    path = Path(config["out"] or f"preview_{config['mode']}.png")
+    save(figure, path)
+    log.info("written to %s", path)
+    if config["tensorboard"]:
+        try:
+            with SummaryWriter(config["tensorboard"]) as writer:
+                writer.add_figure(f"preview/{config['mode']}", figure, global_step=config["epoch"], close=False)
+        except OSError as error:
+            raise UserError(f"cannot write into tensorboard={config['tensorboard']}: {error.strerror}") from error
+        log.info("and to TensorBoard: tensorboard --logdir %s", config["tensorboard"])
+    return 0
+
+
+def check(config: dict[str, Any], composed: DictConfig) -> list[dict[str, Any]]:
+    """The policies to show, of one strength each; UserError for a key or a value that makes no picture."""
+    schema.check_keys(config, KEYS)
+    if config["mode"] not in MODES:
+        raise UserError(unknown_option("mode", str(config["mode"]), MODES))
+    for key in ("images", "draws"):
+        if not 1 <= config[key] <= MOST:
+            raise UserError(f"{key}={config[key]}: a sheet holds 1 to {MOST}")
+    for key in ("seed", "epoch"):
+        if not 0 <= config[key] < 2**32:
+            raise UserError(f"{key}={config[key]} must lie in [0, 2^32)")
+    for key in ("data", "augment"):
+        if not isinstance(config[key], dict):
+            raise UserError(f"{key}={config[key]!r} leaves nothing to draw; --help lists what there is")
+    schema.check(config["data"], "data")
+    policies = [config["augment"]]
+    if config["mode"] == "strength":
+        own = config["augment"].get("strength")
+        strengths = own if isinstance(own, list) else config["strengths"]  # augment.strength=[0,1] says it as well
+        if not 1 <= len(strengths) <= MOST:
+            raise UserError(f"strengths={strengths}: give 1 to {MOST} of them")
+        policies = [at_strength(composed, strength) for strength in strengths]
+        if len(strengths) > 1 and all(policy | {"strength": own} == config["augment"] for policy in policies):
+            raise UserError("no operation of this policy follows augment.strength; use mode=pairs or mode=ops")
+    for policy in policies:
+        schema.check(policy, "augment")
+        schema.build(policy, mean=(0.0,), std=(1.0,))  # its ranges are checked before data are loaded, or downloaded
+    return policies
+
+
+def at_strength(composed: DictConfig, strength: float) -> dict[str, Any]:
+    """The policy as if the command line had said `augment.strength=<strength>`."""
+    changed = composed.copy()
+    OmegaConf.update(changed, "augment.strength", strength, force_add=True)
+    policy: dict[str, Any] = plain(changed)["augment"]
+    return policy
+
+
+def first_samples(train: ImageSet, count: int, seed: int, epoch: int) -> Samples:
+    """The images that a run with this seed sees first, in that order."""
+    index = permutation(len(train), seed, epoch=0)[:count]
+    names = [f"image {i:,}" for i in index.tolist()]
+    if train.labels is not None:
+        names = [f"{train.classes[int(train.labels[i])]} {i:,}" for i in index.tolist()]
+    return Samples(train.fetch(index), index, names, epoch)
+
+
+def by_strength(views: Sequence[TwoViews], samples: Samples) -> list[Band]:
+    """Rows: images. Columns: the original, the first view at each strength, the second view at each."""
+    seen = [positives(policy, samples.images, samples.index, samples.epoch) for policy in views]
+    pictures = [samples.originals(), *([Picture(x) for x in pair[view]] for view in range(2) for pair in seen)]
+    headings = [f"s = {policy.strength:g}" for policy in views]
+    blocks = [("", ["original"]), ("first view", headings), ("second view", headings)]
+    return [Band(blocks, list(zip(*pictures, strict=True)))]
+
+
+def by_operation(views: TwoViews, samples: Samples, draws: int) -> list[Band]:
+    """A band for each operation: the original, and what the operation alone makes of it in `draws` epochs."""
+    first, second = views.policies
+    bands = [(name, name, op, 0) for name, op in first.items()]
+    bands += [(name, f"{name}, second view", op, 1) for name, op in second.items() if op is not first.get(name)]
+    if not bands:
+        raise UserError("the policy has no operations to show; choose another by augment=...")
+    epochs = range(samples.epoch, samples.epoch + draws)
+    blocks = [f"epoch {epoch}" for epoch in epochs]
+    sheet = []
+    for stream, title, op, view in bands:
+        columns = [alone(op, samples, Draw(views.seed, epoch, samples.index, view, stream)) for epoch in epochs]
+        sheet.append(Band([("", ["original"]), (title, blocks)], list(zip(samples.originals(), *columns, strict=True))))
+    return sheet
+
+
+def alone(op: BatchAugment, samples: Samples, numbers: Draw) -> list[Picture]:
+    """What one operation makes of each image, with its parameters in words."""
+    images = samples.images.float() / 255
+    params = op.sample(numbers, len(images), (images.shape[-2], images.shape[-1]))
+    changed, acts = op(images, numbers), applied(op, numbers).tolist()
+    return [
+        Picture(
+            changed[i],
+            describe({k: v[i] for k, v in params.items()}) if acts[i] else ["not applied", f"(p = {op.p:g})"],
+        )
+        for i in range(len(images))
+    ]
+
+
+def applied(op: BatchAugment, numbers: Draw) -> Tensor:
+    """Which rows the probability of `op` picks: bool (B,)."""
+    chosen = op.plan(numbers, len(numbers.index), (1, 1))[1]
+    return torch.ones_like(numbers.index, dtype=torch.bool) if chosen is None else chosen
+
+
+def describe(params: Mapping[str, Tensor]) -> list[str]:
+    """One row of an operation's parameters in words, a line each; steps with an `order` are numbered by it."""
+    values = {name: value.flatten().tolist() for name, value in params.items()}
+    values.pop("key", None)  # what noise grows from says nothing to a person
+    order = values.pop("order", [])
+    if "op" in values:  # of a policy that chooses: the names of its choices in place of numbers
+        return [f"{OPS[op]} {_number(x)}" for op, x in zip(values["op"], values["magnitude"], strict=True)]
+    lines = []
+    for name, numbers in values.items():
+        if name == "box":
+            top, left, height, width = map(_number, numbers)
+            lines += [f"{width} × {height} px", f"at x {left}, y {top}"]
+        else:
+            lines.append(f"{name} {', '.join(map(_number, numbers[:4]))}{' ...' if len(numbers) > 4 else ''}")
+    if order:
+        lines = [f"{place}. {lines[step]}" for place, step in enumerate(order, start=1)]
+    return lines or ["applied"]
+
+
+def _number(x: float) -> str:
+    digits = 2 if isinstance(x, float) and abs(x) < 10 else 0
+    return f"{round(x, digits) + 0.0:.{digits}f}".replace("-", "−")  # + 0.0: no minus before 0
+
+
+def by_pair(views: TwoViews, samples: Samples) -> list[Band]:
+    """Positives: the original with both crop boxes, the first view, the second view; four images and more in two
+    blocks.
+    """
+    boxes = [crop_boxes(views, samples, view) for view in range(2)]  # (B, 4) each
+    shared = overlap(*boxes).tolist()
+    seen = positives(views, samples.images, samples.index, samples.epoch)
+    cells = []
+    for i, original in enumerate(samples.originals()):
+        drawn = {colour: box[i].tolist() for colour, box in zip(COLOURS, boxes, strict=True)}
+        captions = [[f"{box[i][3]} × {box[i][2]} px", _others(views, samples, v, i)] for v, box in enumerate(boxes)]
+        cells.append(
+            [
+                Picture(original.pixels, [*original.caption, f"overlap {100 * shared[i]:.0f} %"], drawn),
+                *(Picture(seen[v][i], captions[v], frame=COLOURS[v]) for v in range(2)),
+            ]
+        )
+    across = 2 if len(cells) >= 4 else 1
+    rows = [[p for cell in cells[i : i + across] for p in cell] for i in range(0, len(cells), across)]
+    return [Band([("", ["original", "first view", "second view"])] * across, rows)]
+
+
+def crop_boxes(views: TwoViews, samples: Samples, view: int) -> Tensor:
+    """What the crop of a view leaves of each image: int64 (B, 4), top, left, height and width in pixels."""
+    height, width = samples.images.shape[-2:]
+    policy = views.policies[view]
+    name, crop = next(iter(policy.items()), ("", None))
+    if not isinstance(crop, RandomResizedCrop):  # boxes behind other operations would not be the original's
+        raise UserError(
+            f"mode=pairs draws the boxes of the RandomResizedCrop with which a policy begins, and this one consists "
+            f"of {', '.join(policy) or 'nothing'}; use mode=strength or mode=ops"
+        )
+    numbers = Draw(views.seed, samples.epoch, samples.index, view, name)
+    box = crop.sample(numbers, len(samples.index), (height, width))["box"]
+    return torch.where(applied(crop, numbers)[:, None], box, torch.tensor([0, 0, height, width]))
+
+
+def _others(views: TwoViews, samples: Samples, view: int, row: int) -> str:
+    """The operations behind the crop that a view has had."""
+    names = [
+        name
+        for name, op in list(views.policies[view].items())[1:]
+        if applied(op, Draw(views.seed, samples.epoch, samples.index, view, name))[row]
+    ]
+    return ", ".join(names)
+
+
+def overlap(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of boxes (B, 4), rows (top, left, height, width): (B,) in [0, 1]."""
+    low = torch.maximum(a[:, :2], b[:, :2])  # (B, 2)
+    high = torch.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:])
+    both = (high - low).clamp(min=0).prod(dim=1)
+    return both / (a[:, 2:].prod(dim=1) + b[:, 2:].prod(dim=1) - both)

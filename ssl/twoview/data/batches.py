@@ -1,0 +1,168 @@
+"""From an `ImageSet` to batches of two views.
+
+The order of samples is a function of (seed, epoch), and rank r of W takes its share of each *global* batch, so a
+global batch holds the same samples for every W. The epoch and the batches that are still to come follow from the
+number of steps made: a run that resumes in the middle of an epoch goes on with the next batch.
+"""
+
+import time
+from collections.abc import Iterator
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from twoview.augment.views import TwoViews
+from twoview.data.set import ImageSet
+from twoview.errors import UserError
+from twoview.rng import permutation
+
+Batch = tuple[Tensor, Tensor, Tensor]
+MOST_WORKERS = 512  # beyond, a system runs out of processes or files before it has any gain
+
+
+class TwoViewDataModule(pl.LightningDataModule):
+    """Yields `(images uint8 (B, C, H, W), index (B,), label (B,))` and makes `((v1, v2), index, label)` of them on
+    the training device.
+
+    `batch_size` is that of the global batch, over all devices. `drop_last` leaves out an incomplete last batch. Sets
+    in memory move to the training device as a whole; others are decoded by `num_workers` processes. `max_batches`
+    shortens every epoch, for trials. Labels of unlabelled sets are -1.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        views: TwoViews,
+        batch_size: int,
+        seed: int = 0,
+        drop_last: bool = True,
+        num_workers: int = 0,
+        max_batches: int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 2:
+            raise UserError(f"batch_size={batch_size}: contrast needs at least 2 samples in a batch")
+        if len(images) < 2:
+            raise UserError(f"{images.name} has a single image: contrast needs at least 2")
+        if batch_size > len(images):
+            raise UserError(
+                f"batch_size={batch_size} is larger than {images.name}, which has {len(images)} training images; "
+                f"use batch_size={len(images)} or less"
+            )
+        if num_workers < 0:
+            raise UserError(f"loader.num_workers must not be negative, got {num_workers}")
+        if num_workers > MOST_WORKERS:
+            raise UserError(f"loader.num_workers={num_workers} are too many processes; {MOST_WORKERS} at most")
+        if max_batches is not None and max_batches < 1:
+            raise UserError(f"loader.max_batches must be at least 1, not {max_batches}")
+        self.images = images
+        self.views = views
+        self.batch_size = batch_size
+        self.seed = seed
+        self.drop_last = drop_last
+        self.num_workers = num_workers
+        self.max_batches = max_batches
+        self.first_step = 0  # of this process
+        self.arrived = 0.0  # time.monotonic() when the newest batch was there, before its views were made
+
+    def state_dict(self) -> dict[str, int]:
+        assert self.trainer is not None
+        return {"step": self.trainer.global_step}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.first_step = state_dict["step"]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        n = len(self.images)
+        batches = n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+        return min(batches, self.max_batches or batches)
+
+    def shares(self, world_size: int) -> set[int]:
+        """How many samples of a batch a device may get, over all batches of an epoch."""
+        sizes = {self.batch_size} if len(self.images) >= self.batch_size else set()
+        if not self.drop_last and len(self.images) % self.batch_size:
+            sizes.add(len(self.images) % self.batch_size)
+        return {len(part) for n in sizes for part in torch.arange(n).tensor_split(world_size)}
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        if self.batch_size % self.trainer.world_size:
+            raise UserError(
+                f"batch_size={self.batch_size} is the global batch and must divide by the "
+                f"{self.trainer.world_size} devices of the run"
+            )
+        if min(self.shares(self.trainer.world_size)) == 0:
+            raise UserError(
+                f"loader.drop_last=false: the last batch of {len(self.images) % self.batch_size} samples leaves some "
+                f"of the {self.trainer.world_size} devices without any; set it to true"
+            )
+        if self.views.mix is not None and self.trainer.world_size > 1:
+            odd = [n for n in sorted(self.shares(self.trainer.world_size)) if n % 2]
+            if odd:
+                raise UserError(
+                    f"augment.mix mixes neighbours of the batch in pairs, and a device's {odd[0]} samples leave half a "
+                    f"pair; choose a batch_size of which each of the {self.trainer.world_size} devices gets an even "
+                    "number, and loader.drop_last=true"
+                )
+        device = self.trainer.strategy.root_device
+        self.views.to(device)
+        share, (H, W) = self.batch_size // self.trainer.world_size, self.images.shape[-2:]
+        self.views.ahead = 2 * share * self.batches_per_epoch * (self.trainer.max_epochs or 1) * H * W
+        images = self.images.to(device) if self.images.in_memory else self.images
+        workers = 0 if self.images.in_memory else self.num_workers
+        return DataLoader(
+            _Fetch(images),
+            sampler=GlobalBatches(self),
+            batch_size=None,  # the sampler yields whole batches
+            num_workers=workers,
+            pin_memory=workers > 0 and device.type == "cuda",
+        )
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        self.arrived = time.monotonic()
+        return batch
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        assert self.trainer is not None
+        images, index, label = batch
+        return self.views(images, index, self.trainer.current_epoch), index, label
+
+
+class GlobalBatches(Sampler[Tensor]):
+    """This rank's share of each global batch of the trainer's current epoch, as sample numbers int64 (about B / W,).
+
+    Shares are runs of neighbours in the batch, so that its pairs of neighbours stay together (`augment.mix`).
+    """
+
+    def __init__(self, data: TwoViewDataModule) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return self.data.batches_per_epoch
+
+    def __iter__(self) -> Iterator[Tensor]:
+        data, trainer = self.data, self.data.trainer
+        assert trainer is not None
+        # One optimizer step per batch. Workers ask for their first batches before the trainer knows its own step again.
+        epoch, done = divmod(max(trainer.global_step, data.first_step), len(self))
+        order = permutation(len(data.images), data.seed, epoch)
+        if data.images.in_memory:  # once an epoch: copied batch by batch, the host would wait for a GPU in each step
+            order = order.to(data.views.mean.device)
+        for batch in order.split(data.batch_size)[done : len(self)]:
+            yield batch.tensor_split(trainer.world_size)[trainer.global_rank]
+
+
+class _Fetch(Dataset[Batch]):
+    """Batches of an image set by sample number."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+        device = images.images.device if isinstance(images.images, Tensor) else None  # one for all: nothing is copied
+        self.labels = images.labels if images.labels is not None else torch.full((len(images),), -1, device=device)
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        index = index.to(self.labels.device)
+        return self.images.fetch(index), index, self.labels[index]

@@ -1,0 +1,105 @@
+"""Optimizers and learning rates: LARS, Muon, parameter groups, warm-up and cosine."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from twoview.errors import UserError
+from twoview.optim.lars import LARS
+
+
+class Recipe:
+    """How a model is optimized: an optimizer, the rule for its learning rate, and which parameters decay.
+
+    The learning rate is written per 256 samples of the global batch of B: `lr_scaling` `linear` multiplies it by B /
+    256, `sqrt` by sqrt(B / 256) (SimCLR, appendix B.1: better for small batches and short runs), `none` leaves it.
+    Each step's rate rises linearly over `warmup_epochs` and then follows half a cosine to 0.
+    `decay_bias_and_norm=False` exempts biases and normalisation layers from weight decay and from LARS's scaling.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[..., Optimizer],
+        lr_per_256: float,
+        lr_scaling: Literal["linear", "sqrt", "none"] = "linear",
+        weight_decay: float = 0.0,
+        decay_bias_and_norm: bool = True,
+        warmup_epochs: float = 0,
+    ) -> None:
+        if not 0 < lr_per_256 < math.inf:
+            raise UserError(f"optimizer.lr_per_256 must be positive, not {lr_per_256}")
+        if lr_scaling not in ("linear", "sqrt", "none"):
+            raise UserError(f"optimizer.lr_scaling must be linear, sqrt or none, not {lr_scaling}")
+        if not (0 <= weight_decay < math.inf and 0 <= warmup_epochs < math.inf):
+            raise UserError(
+                f"optimizer.weight_decay and warmup_epochs must be finite and not negative, "
+                f"got {weight_decay} and {warmup_epochs}"
+            )
+        self.optimizer = optimizer
+        self.lr_per_256 = lr_per_256
+        self.lr_scaling = lr_scaling
+        self.weight_decay = weight_decay
+        self.decay_bias_and_norm = decay_bias_and_norm
+        self.warmup_epochs = warmup_epochs
+
+    def lr(self, batch_size: int) -> float:
+        """The peak learning rate for a global batch of `batch_size` samples."""
+        factor = batch_size / 256
+        return self.lr_per_256 * {"linear": factor, "sqrt": math.sqrt(factor), "none": 1.0}[self.lr_scaling]
+
+    def build(
+        self, module: nn.Module, batch_size: int, steps: int, epochs: int, fused: bool = True
+    ) -> tuple[Optimizer, LambdaLR]:
+        """The optimizer of `module`'s trainable parameters and its schedule over `steps` optimizer steps in `epochs`
+        epochs. `fused`: the update of all weights in one kernel, where torch has that for the optimizer.
+        """
+        if self.warmup_epochs > epochs:
+            raise UserError(f"optimizer.warmup_epochs={self.warmup_epochs} is longer than the run's epochs={epochs}")
+        weights, biases_and_norms = split_parameters(module)
+        groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": self.weight_decay}]
+        if self.decay_bias_and_norm:
+            weights += biases_and_norms
+        elif biases_and_norms:
+            exempt: dict[str, Any] = {"params": biases_and_norms, "weight_decay": 0.0}
+            groups.append(exempt | ({"adapt": False} if _function(self.optimizer) is LARS else {}))
+        try:
+            optimizer = self.optimizer(
+                groups, lr=self.lr(batch_size), **({"fused": True} if fused and _can_fuse(self.optimizer) else {})
+            )
+        except (ValueError, TypeError, IndexError) as error:  # torch's
+            values = ", ".join(f"{key}={value}" for key, value in getattr(self.optimizer, "keywords", {}).items())
+            raise UserError(f"optimizer.optimizer takes other values than {values}: {error}") from error
+        return optimizer, LambdaLR(optimizer, warmup_cosine(round(steps * self.warmup_epochs / max(epochs, 1)), steps))
+
+
+def _function(f: Any) -> Any:
+    return getattr(f, "func", f)  # what a functools.partial calls
+
+
+def _can_fuse(optimizer: Callable[..., Optimizer]) -> bool:
+    said = {"fused", "foreach"} & set(getattr(optimizer, "keywords", {}))  # by the user
+    return not said and "fused" in inspect.signature(_function(optimizer)).parameters
+
+
+def split_parameters(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Trainable parameters as (weights, biases and norms): the latter are those with a single dimension."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    return [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
+
+
+def warmup_cosine(warmup: int, steps: int) -> Callable[[int], float]:
+    """Factor of the learning rate at a step: (step + 1) / `warmup`, then half a cosine from 1 towards 0 at step
+    `steps`.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+    return factor

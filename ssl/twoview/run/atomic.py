@@ -1,0 +1,58 @@
+"""Files that are whole or not there."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from twoview.errors import UserError
+
+
+def replace_durably(part: Path, path: Path) -> None:
+    """Renames `part` to `path`, to last beyond a loss of power."""
+    os.replace(part, path)
+    with suppress(OSError):  # systems that cannot open a folder keep no such promise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A new file beside `path` to be written; at the end of the block it takes its place, after an error it goes.
+    OSError as usual, at once where a folder is in the place.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    part = path.parent / f".{path.name[:80]}.{os.getpid()}.part"  # the name of "." is empty
+    try:
+        yield part
+        replace_durably(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all, in the place of whatever was there. OSError as usual."""
+    with whole(path) as part:
+        part.write_text(text)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file beside `path` to be written; at the end of the block it takes its place, after an error it goes.
+
+    What cannot be written is a UserError, and an unwritable folder is one at once.
+    """
+    try:
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: it is a folder; name a file by out=...")
+        with whole(path) as part:
+            part.touch()
+            yield part
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}; name another file by out=...") from error

@@ -1,0 +1,284 @@
+"""What a checkpoint holds, how it is written, and how an encoder comes back out of it.
+
+A checkpoint is Lightning's (weights, optimizer, schedule, progress) with one entry more, `twoview`: the resolved
+configuration and the normalisation of the images. It consists of tensors and plain containers, so it loads with
+`weights_only=True` and runs no code, and it rebuilds its own encoder.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from twoview.cli import schema
+from twoview.encoder.frozen import ImageEncoder
+from twoview.errors import UserError
+from twoview.run.atomic import whole
+from twoview.run.saving import FORMAT as FORMAT
+from twoview.run.saving import AtomicCheckpointIO as AtomicCheckpointIO
+from twoview.run.saving import Checkpoints as Checkpoints
+from twoview.run.saving import Interrupted as Interrupted
+from twoview.run.saving import kept
+
+log = logging.getLogger(__name__)
+
+# What the sections of a run's configuration are built of. Other parts of the package read, write and rename files.
+BUILDS = (
+    *("twoview.augment.", "twoview.data.", "twoview.encoder.", "twoview.model.", "twoview.optim.recipe."),
+    "twoview.train.trainer.make_trainer",
+)  # and monitors, which are callbacks of the trainer
+
+
+class Damaged(UserError):  # noqa: N818
+    """A checkpoint file that is not whole, or not what was written."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The checkpoint in a file, or `last.ckpt` of a run folder. UserError for anything that is not one of twoview's,
+    its subclass `Damaged` for a file whose checksums or structure are wrong.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / "last.ckpt"
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; give the last.ckpt of a run, or its folder")
+    damaged = Damaged(f"{path} cannot be read as a checkpoint: it is damaged, or not a checkpoint of twoview")
+    if not _is_whole(path):
+        raise damaged
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for damaged and for foreign files
+        raise damaged from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("twoview"), dict):
+        raise UserError(f"{path} is not a checkpoint of twoview: it lacks the configuration that rebuilds the encoder")
+    found = checkpoint["twoview"].get("format")
+    if found != FORMAT:
+        raise UserError(f"{path} is in format {found} of twoview's checkpoints, this version reads format {FORMAT}")
+    _check_about(checkpoint["twoview"], path)
+    return checkpoint
+
+
+def read_newest(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The file to go on from and what it holds: `path` itself, or of a run folder the newest checkpoint that is whole.
+
+    Damaged ones before it are set aside under another name, with a warning.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path, read_checkpoint(path)
+    files = kept(path)
+    for n, file in enumerate(files):
+        try:
+            checkpoint = read_checkpoint(file)
+        except Damaged:
+            continue
+        for damaged in files[:n]:
+            log.warning("%s is damaged: going on from %s, the one before it", damaged, file.name)
+            os.replace(damaged, damaged.with_name(f"{damaged.name}.damaged"))
+        return file, checkpoint
+    return path, read_checkpoint(path)  # which says what is wrong
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether every record of a torch file has the checksum that was written with it. `torch.load` does not look."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            stored = all(record.compress_type == zipfile.ZIP_STORED for record in file.infolist())  # as torch does
+            return stored and file.testzip() is None
+    except Exception:  # zipfile raises half a dozen kinds too
+        return False
+
+
+def _check_about(about: Mapping[str, Any], path: Path) -> None:
+    config, normalization = about.get("config"), about.get("normalization")
+    whole = isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in ("encoder", "data"))
+    if not whole or not isinstance(normalization, dict):
+        raise UserError(f"{path} is not a checkpoint of twoview: it lacks the configuration that rebuilds the encoder")
+    shape = about.get("image_shape")
+    if shape is not None and not (isinstance(shape, list | tuple) and all(isinstance(n, int) for n in shape)):
+        raise UserError(f"{path} is damaged: it names {shape!r} as the shape of its images")
+    mean: Any = normalization.get("mean")
+    std: Any = normalization.get("std")
+    numbers = [isinstance(part, list | tuple) and all(isinstance(x, float | int) for x in part) for part in (mean, std)]
+    if not all(numbers) or len(mean) != len(std) or not all(map(math.isfinite, mean)) or not all(x > 0 for x in std):
+        raise UserError(f"{path} is damaged: its normalisation has the mean {mean} and the deviation {std}")
+
+
+def load_encoder(path: str | Path, encoder_of: str = "query") -> ImageEncoder:
+    """The frozen encoder of a run, in eval mode: images (B, C, H, W) in [0, 1] -> h (B, D).
+
+    `path` is a checkpoint, a run folder or an `encoder.safetensors`. The network is rebuilt from the file alone;
+    every weight must be there and nothing else. The attribute `encoder` is the plain network, `config` the
+    configuration of the run, `identity` who it is (`twoview.run.identity`). `encoder_of="key"` gives the key encoder of
+    MoCo instead of the one that is trained.
+    """
+    if encoder_of not in ("query", "key"):
+        raise UserError(f"encoder_of must be query or key, not {encoder_of}")
+    path = Path(path).expanduser()
+    prefix = "encoder." if encoder_of == "query" else "key_encoder."
+    if path.suffix == ".safetensors":
+        weights, about = _read_safetensors(path)
+    else:
+        checkpoint = read_checkpoint(path)
+        about = checkpoint["twoview"]
+        weights = {
+            name.removeprefix(prefix): value
+            for name, value in checkpoint["state_dict"].items()
+            if name.startswith(prefix)
+        }
+    if encoder_of == "key" and (path.suffix == ".safetensors" or not weights):
+        raise UserError(f"{path} holds no key encoder: only checkpoints of MoCo have one; use encoder_of=query")
+    encoder = build_encoder(about["config"])
+    try:
+        encoder.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights in {path} do not fit the encoder of its configuration: {_first(error)}"
+        ) from error
+    frozen = ImageEncoder(encoder, about["normalization"]["mean"], about["normalization"]["std"])
+    frozen.config = about["config"]
+    identity = about.get("identity")
+    frozen.identity = identity if isinstance(identity, dict) else {}  # type: ignore[assignment]
+    shape: Any = about.get("image_shape")
+    frozen.image_shape = shape  # (C, H, W) of the training set; files of old lack it
+    return frozen.requires_grad_(False).eval()
+
+
+def load_projector(path: str | Path) -> nn.Module:
+    """The frozen projection head g of a run, in eval mode: h (B, D) -> z (B, P), not normalised.
+
+    `path` is a checkpoint or a run folder. Of MoCo it is the query's head.
+    """
+    checkpoint = read_checkpoint(path)
+    config = checkpoint["twoview"]["config"]
+    encoder = build_encoder(config)
+    recipe = instantiate_own(config.get("optimizer"), "optimizer")
+    model = instantiate_own(config.get("model"), "model", encoder=encoder, optimizer=recipe)
+    weights = {
+        name.removeprefix("projector."): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith("projector.")
+    }
+    try:
+        model.projector.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"the weights in {path} do not fit the head of its configuration: {_first(error)}") from error
+    projector: nn.Module = model.projector
+    return projector.requires_grad_(False).eval()
+
+
+def _first(error: RuntimeError) -> str:
+    """Of torch's list of what does not fit, one to a line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+    return lines[min(1, len(lines) - 1)] + more
+
+
+def build_encoder(config: Mapping[str, Any]) -> nn.Module:
+    """A freshly initialised encoder of a run's configuration."""
+    return instantiate_own(config["encoder"], "encoder")
+
+
+def instantiate_own(node: Any, section: str, /, **arguments: Any) -> Any:
+    """Builds an object of twoview's from a configuration that may come from a stranger: targets outside the package
+    are refused, and so is what their constructors do not take.
+    """
+    refuse_foreign(node)
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise UserError(f"the configuration in the checkpoint is damaged: {section} has no _target_")
+    try:
+        schema.check(node, section)
+    except UserError as error:
+        raise UserError(f"the configuration in the checkpoint is damaged: {error}") from error
+    return schema.build(node, **arguments)
+
+
+def refuse_foreign(node: Any) -> None:
+    """UserError for a configuration that calls what is neither of twoview nor an optimizer of torch."""
+    if isinstance(node, Mapping):
+        if "_target_" in node and not _is_own(node["_target_"]):
+            raise UserError(
+                f"the configuration in the checkpoint wants to call {node['_target_']!r}, which is not part of "
+                "twoview: refused"
+            )
+        for part in (*node, *node.values()):
+            refuse_foreign(part)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            refuse_foreign(value)
+    elif isinstance(node, str) and "${" in node:  # what is stored is resolved; a resolver could make a target of it
+        raise UserError(f"the configuration in the checkpoint holds the expression {node!r}: refused")
+
+
+def _is_own(target: Any) -> bool:
+    """Whether a path leads to what the sections of a run are made of, or to a class of optimizers; not to what modules
+    import, as `twoview.cli.entry.os.system`, nor to the parts of twoview that write files, as `twoview.commands.probe`.
+    """
+    if not isinstance(target, str) or not target.startswith(("twoview.", "torch.optim.")):
+        return False
+    try:
+        found = hydra.utils.get_object(target)
+    except Exception:  # hydra wraps whatever the import raised
+        return False
+    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+        return True
+    if isinstance(found, type) and issubclass(found, pl.Callback):
+        return found.__module__.startswith("twoview.")
+    module, name = getattr(found, "__module__", ""), getattr(found, "__qualname__", "_")
+    public = name.isidentifier() and not name.startswith("_")  # of the module itself: no method
+    return public and f"{module}.{name}".startswith(BUILDS)
+
+
+def save_encoder(encoder: nn.Module, about: Mapping[str, Any], path: Path) -> None:
+    """Writes `encoder.safetensors`: the weights under the network's own keys, and in the metadata what rebuilds it and
+    a checksum over both.
+    """
+    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    text = json.dumps(dict(about))
+    with whole(path) as part:
+        save_file(weights, part, metadata={"twoview": text, "sha256": _checksum(weights, text)})
+
+
+def _checksum(weights: Mapping[str, torch.Tensor], about: str) -> str:
+    """sha256 (hex) over names, types, shapes and bytes of the weights, and what is said about them."""
+    sha = hashlib.sha256(about.encode())
+    for name, tensor in sorted(weights.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        text = metadata.get("twoview", "null")
+        about = json.loads(text)
+        weights = load_file(path)
+    except (SafetensorError, ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(about, dict):
+        raise UserError(
+            f"{path} was not written by twoview: its metadata lack the configuration that rebuilds the encoder"
+        )
+    # Files of old have no checksum, and nothing but `twoview`: one whose name is damaged is none of them.
+    if metadata.keys() != {"twoview"} and metadata.get("sha256") != _checksum(weights, text):
+        raise Damaged(
+            f"{path} is damaged: its checksum is wrong; use last.ckpt of the run, or export it again from that"
+        )
+    _check_about(about, path)
+    return weights, about

@@ -1,0 +1,220 @@
+"""Who a run is: one hash over all that decides its result, which are its configuration, its data and the code."""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from twoview.data.image.decode import Encoded
+from twoview.data.set import ImageSet
+from twoview.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LEFT_OUT = {
+    # names, places and what is shown
+    "name",
+    "debug",
+    "resume",
+    "allow_changes",
+    "data.root",
+    "data.unverified",
+    "log_every_steps",
+    # when something is measured or saved, not what
+    "knn.every_epochs",
+    "quality.every_epochs",
+    "checkpoint",
+    "trainer.max_time",
+    # how the same numbers are computed, up to rounding
+    "channels_last",
+    "compile",
+    "loader.num_workers",
+    "augment.compile",
+    "loss.chunk",
+    "model.chunk",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.deterministic",
+    "trainer.benchmark",
+    # without effect of their own
+    "augment.strength",
+    "model.fresh_queue",
+}
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """12 hex digits over every field of a resolved training configuration that changes the result.
+
+    A field counts unless it is in `LEFT_OUT`, so a new one counts by itself. Left out, and why:
+
+    - `name`, `debug`, `resume`, `allow_changes`, `log_every_steps`: what a run is called, how it was started and what
+      it shows. `data.root` is a path, and `data.unverified` leave to read what lies there: the digest of the data
+      stands for that.
+    - `checkpoint`, `trainer.max_time`, `every_epochs` of the monitors: when something is saved or measured. What the
+      monitors measure counts (`knn.k`, ...): their numbers are part of the result.
+    - `channels_last`, `compile`, `augment.compile`, `loss.chunk`, `model.chunk`, `loader.num_workers`, and of the
+      trainer accelerator, devices, nodes, strategy, `deterministic` and `benchmark`: the same numbers up to rounding.
+      W devices compute what one does. `trainer.sync_batchnorm` counts, since without it they do not, and so does
+      `trainer.precision`, as it is written.
+    - `augment.strength` acts through the values of the operations that were made from it, which count;
+      `model.fresh_queue` is itself a word for one resumption.
+
+    `data.in_memory` counts although it changes no pixel: data in memory and data on demand have digests of two kinds.
+    The order of keys counts among the operations of the policy only, which are applied in it; 1 and 1.0 are the same.
+    """
+    return _short(relevant(config))
+
+
+def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration that change the result, with dotted keys."""
+    fields = {key: value for key, value in flat(config).items() if not _left_out(key)}
+    augment = config.get("augment")
+    ops = augment.get("ops") if isinstance(augment, Mapping) else None
+    return fields | ({"augment.ops": list(ops)} if isinstance(ops, Mapping) and ops else {})
+
+
+def _left_out(key: str) -> bool:
+    return key in LEFT_OUT or key.partition(".")[0] in LEFT_OUT
+
+
+def flat(config: Any, path: str = "") -> dict[str, Any]:
+    """Nested containers as one dict with dotted keys."""
+    if not isinstance(config, Mapping) or not config:
+        return {path: config}
+    return {
+        k: v for key, value in config.items() for k, v in flat(value, f"{path}.{key}" if path else str(key)).items()
+    }
+
+
+def data_digest(images: ImageSet) -> str:
+    """12 hex digits over pixels and labels; of images that are decoded on demand, over their names and sizes as files.
+
+    Where the files lie does not enter.
+    """
+    if not isinstance(images.images, Encoded):
+        return images.digest()[:12]
+    sources = images.images.sources
+    common = os.path.commonpath([os.path.dirname(str(source)) for source in sources])
+    files = [
+        (os.path.relpath(str(source), common), source.stat().st_size if isinstance(source, Path) else len(source.data))
+        for source in sources
+    ]
+    labels = None if images.labels is None else images.labels.tolist()
+    return _short([list(images.shape), images.images.size, files, labels])
+
+
+@functools.cache  # what a process runs is what it found at its start
+def code_digest() -> str:
+    """12 hex digits over the source files of the package, with or without a version control."""
+    package = Path(__file__).parents[1]
+    sha = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        sha.update(f"{path.relative_to(package).as_posix()}\0".encode())
+        sha.update(hashlib.sha256(path.read_bytes()).digest())
+    return sha.hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides a run's result. `precision` is what `trainer.precision=auto` came to on the machine. `after` names
+    the run and step that a run with changes went on from; empty for a run that is the same from its start.
+    """
+
+    config: str
+    data: str
+    code: str
+    precision: str
+    after: str = ""
+
+    @property
+    def run_hash(self) -> str:
+        """12 hex digits over all of it: equal for runs that are the same run."""
+        return _short(asdict(self))
+
+    def stored(self) -> dict[str, str]:
+        """As plain values, for the checkpoint and the summary."""
+        return asdict(self) | {"run_hash": self.run_hash}
+
+
+def follow(
+    identity: Identity, config: Mapping[str, Any], checkpoint: Mapping[str, Any], path: Path, allow_changes: bool
+) -> Identity:
+    """The identity of a run that goes on from a checkpoint.
+
+    UserError that lists what differs, unless `allow_changes`. Of checkpoints without identity, older than these, the
+    configuration alone is compared.
+    """
+    about = checkpoint["twoview"]
+    before = about.get("identity") or {}
+    changes = differences(about["config"], config)
+    if not before:
+        log.info("%s does not say with which data and code it was trained: they are not compared", path)
+    for name, what in (("data", "training images"), ("code", "code of twoview")):
+        if before and before.get(name) != getattr(identity, name):
+            changes.append(f"the {what} differ{'s' * (name == 'code')}")
+    if before and before.get("precision") != identity.precision:
+        changes.append(f"precision {identity.precision} instead of {before.get('precision')}")
+    if not changes:
+        return replace(identity, after=str(before.get("after", "")))
+    said = "; ".join(changes[:6]) + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
+    if not allow_changes:
+        raise UserError(
+            f"{path} is of another run: {said}. allow_changes=true goes on all the same, with a result that is of "
+            "neither run"
+        )
+    step = checkpoint.get("global_step")
+    log.info("going on from step %s with changes: %s", step, said)
+    return replace(identity, after=f"{before.get('run_hash', 'unknown')}@{step}")
+
+
+BESIDE = {"data": "training images", "code": "code of twoview", "precision": "precision", "after": "run gone on from"}
+
+
+def apart(*identities: Mapping[str, Any], but: Collection[str] = ()) -> list[str]:
+    """What stored identities differ in beside their configurations, in words; what none of them tells is among it.
+
+    Results that are apart so are compared only where a flag says so. `but` names parts that may differ.
+    """
+    unlike = []
+    for part, what in BESIDE.items():
+        values = [identity.get(part) for identity in identities]
+        if part not in but and (None in values or any(value != values[0] for value in values)):
+            unlike.append(what)
+    return unlike
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What changes the result between two configurations, as "key=value instead of value"."""
+    old, new = relevant(before), relevant(now)
+    keys = [*new, *(key for key in old if key not in new)]
+    return [
+        f"{key}={_word(new, key)} instead of {_word(old, key)}"
+        for key in keys
+        if key not in old or key not in new or _plain(old[key]) != _plain(new[key])
+    ]
+
+
+def _word(fields: Mapping[str, Any], key: str) -> str:
+    value = fields.get(key, "nothing")
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(_plain(value), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    """With whole numbers written in one way."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

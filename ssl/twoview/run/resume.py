@@ -1,0 +1,72 @@
+"""Going on with a run: which checkpoint, and with which configuration."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from twoview.cli.entry import plain
+from twoview.errors import UserError
+from twoview.run.checkpoint import read_newest, refuse_foreign
+from twoview.run.identity import flat
+from twoview.run.saving import kept
+
+log = logging.getLogger(__name__)
+
+STARTS = ("resume", "allow_changes", "debug")  # keys of a start, not of the run: no checkpoint stores them
+
+
+def source(resume: str | None, run_dir: Path) -> tuple[Path | None, dict[str, Any] | None]:
+    """The file to go on from and what it holds; None, None to start anew.
+
+    `auto` takes the newest whole checkpoint of `run_dir`, if there is one.
+    """
+    if not resume or (resume == "auto" and not kept(run_dir)):
+        return None, None
+    path, checkpoint = read_newest(run_dir if resume == "auto" else resume)
+    log.info("going on from step %s, %s", checkpoint.get("global_step"), path)
+    return path, checkpoint
+
+
+def resumed(composed: DictConfig, words: list[str]) -> tuple[dict[str, Any], Path]:
+    """The configuration in the checkpoint that `composed` resumes, with the values that the words of the command line
+    change, and the folder of that run.
+    """
+    config = plain(composed)
+    path, checkpoint = read_newest(config["resume"])
+    stored = checkpoint["twoview"]["config"]
+    refuse_foreign(stored)  # it may come from a stranger
+    merged = OmegaConf.create(stored)
+    OmegaConf.set_struct(merged, True)
+    given = {word.partition("=")[0] for word in words}
+    raw = flat(OmegaConf.to_container(composed, resolve=False))
+    for word in words:
+        key, _, _ = word.partition("=")
+        if key in STARTS:
+            continue
+        section = stored.get(key)
+        if isinstance(section, dict) and section.get("_target_") == (config.get(key) or {}).get("_target_"):
+            continue  # the group's name, needed on the line where its keys are not those of the default
+        if isinstance(section, dict) or key not in flat(stored):
+            raise UserError(
+                f"resume takes the configuration of the checkpoint, and {word!r} cannot change it; "
+                "give values of its keys only, as epochs=200 (and with keys of model=moco, model=moco itself)"
+            )
+        missing = [other for other in _copies(key, raw, flat(stored)) if other not in given]
+        if missing:
+            raise UserError(
+                f"{key} alone changes nothing that was made from it: the checkpoint stores values. "
+                f"Give {', '.join(missing)} too"
+            )
+        value = OmegaConf.select(OmegaConf.create(config), key)
+        log.info("resuming with %s=%s instead of %s", key, value, OmegaConf.select(merged, key))
+        OmegaConf.update(merged, key, value)
+    start = {key: config[key] for key in STARTS} | {"resume": str(path)}
+    return plain(merged) | start, path.resolve().parent
+
+
+def _copies(key: str, raw: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """The keys that take the value of `key` by interpolation, as far as they did so in the run."""
+    return [k for k, v in raw.items() if v == f"${{{key}}}" and k in stored and stored[k] == stored[key]]

@@ -1,0 +1,282 @@
+"""When a run saves its state, and how: whole files, the last few of them kept, by one process in one folder."""
+
+import itertools
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from twoview.errors import UserError
+from twoview.run.atomic import replace_durably
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+REASONS = {signal.SIGINT: "ctrl-C"} | {
+    number: number.name for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", None)) if number is not None
+}
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its destination, brings it to the disk and renames it: the file is always a whole
+    one. The `keep - 1` files before it stay as `last-1.ckpt`, `last-2.ckpt` and so on, from new to old.
+    """
+
+    def __init__(self, keep: int = 1) -> None:
+        super().__init__()
+        self.keep = keep
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            self._set_back(path)
+            replace_durably(part, path)
+        except (OSError, RuntimeError) as error:  # the latter is torch's for a write that fails
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(f"cannot write {path}: {reason}; the checkpoint before it is untouched") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _set_back(self, path: Path) -> None:
+        """Gives every file the name of the one before it. There is a file named `path` at any moment."""
+        free = next(n for n in itertools.count(1) if not earlier(path, n).exists())
+        for n in range(min(self.keep - 1, free), 1, -1):
+            os.replace(earlier(path, n - 1), earlier(path, n))
+        if self.keep > 1 and path.exists():
+            link = path.with_name(f".{path.name}.{os.getpid()}.link.part")
+            try:
+                os.link(path, link)
+                os.replace(link, earlier(path, 1))
+            except OSError:  # a file system without links
+                os.replace(path, earlier(path, 1))
+            finally:
+                link.unlink(missing_ok=True)
+
+
+def earlier(path: Path, n: int) -> Path:
+    """The name of the checkpoint `n` before that of `path`."""
+    return path.with_name(f"{path.stem}-{n}{path.suffix}")
+
+
+def kept(folder: Path) -> list[Path]:
+    """The checkpoints of a run folder, from new to old."""
+    before = [p for p in folder.glob("last-*.ckpt") if re.fullmatch(r"last-\d+\.ckpt", p.name)]
+    before.sort(key=lambda path: int(path.stem.removeprefix("last-")))
+    return [path for path in (folder / "last.ckpt", *before) if path.is_file()]
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Training was asked to stop, and its state is saved in `path`."""
+
+    def __init__(self, reason: str, path: Path) -> None:
+        super().__init__(reason)
+        self.reason, self.path = reason, path
+
+
+class Checkpoints(pl.Callback):
+    """Writes `last.ckpt` every few epochs and minutes and at the end, and when the run is asked to stop.
+
+    A ctrl-C, SIGTERM, SIGUSR1 or the end of `max_seconds` stops the run after the step at hand with `Interrupted`; a
+    second ctrl-C at once. `keep` files are kept, the newest included. What cannot be written (a full disk) ends the
+    run with a UserError; with `on_error="continue"` a run on one device says so, goes on, and ends so only if its last
+    state cannot be written. Under SLURM, SIGUSR1 also requeues the job, by Lightning's own handler.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        normalization: Mapping[str, tuple[float, ...]],
+        image_shape: tuple[int, ...],
+        every_epochs: int = 1,
+        every_minutes: float | None = None,
+        keep: int = 2,
+        on_error: Literal["stop", "continue"] = "stop",
+    ) -> None:
+        if every_epochs < 1:
+            raise UserError(f"checkpoint.every_epochs must be at least 1, not {every_epochs}")
+        if every_minutes is not None and not every_minutes > 0:
+            raise UserError(f"checkpoint.every_minutes must be positive, or null, not {every_minutes}")
+        if keep < 1:
+            raise UserError(f"checkpoint.keep must be at least 1, not {keep}")
+        self.config = config
+        self.normalization = {name: list(values) for name, values in normalization.items()}
+        self.image_shape = list(image_shape)
+        self.every_epochs = every_epochs
+        self.every_seconds = float("inf") if every_minutes is None else 60 * every_minutes
+        self.keep = keep
+        self.on_error = on_error
+        self.identity: dict[str, str] = {}  # set by the run
+        self.max_seconds: float | None = None
+        self.stop_reason: str | None = None
+        self._previous: dict[int, Any] = {}
+        self._requeue: Any = None  # Lightning's handler, under SLURM
+
+    def path(self, trainer: pl.Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "last.ckpt"
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._deadline = time.monotonic() + self.max_seconds if self.max_seconds is not None else float("inf")
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Again: Lightning has put a handler in front of ours that broadcasts at any moment, out of turn with what the
+        # processes are telling each other, and all of them would wait for ever.
+        self.take_signals()
+        if SLURMEnvironment.detect() and threading.current_thread() is threading.main_thread():
+            requeue = signal.signal(signal.SIGUSR1, self._on_signal)
+            self._requeue = requeue if callable(requeue) else None
+
+    def take_signals(self) -> None:
+        """From now on signals stop the run, not the process. SLURM's is left for Lightning to find untouched."""
+        if threading.current_thread() is threading.main_thread():
+            for number in REASONS:
+                if number in (signal.SIGINT, signal.SIGTERM) or not SLURMEnvironment.detect():
+                    previous = signal.signal(number, self._on_signal)
+                    self._previous.setdefault(number, previous)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.stop_reason is not None and number == signal.SIGINT:
+            raise SystemExit(130)  # of a KeyboardInterrupt Lightning makes exit code 1
+        self.stop_reason = REASONS[signal.Signals(number)]
+        log.info("%s: stopping after this step (again to stop at once, without saving)", self.stop_reason)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.is_last_batch or (trainer.world_size > 1 and trainer.global_step % 10):
+            return  # several processes ask each other now and then, since the answer makes a GPU's host wait
+        if self._stops(trainer):  # the end of an epoch has readings to make before
+            self._save_and_stop(trainer)
+        if self._is_due(trainer):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        last = epoch == trainer.max_epochs
+        if self._stops(trainer) and not last:
+            self._save_and_stop(trainer)
+        if self._is_due(trainer) or epoch % self.every_epochs == 0 or last:
+            self._save(trainer, must=last)
+
+    def _stops(self, trainer: pl.Trainer) -> bool:
+        if time.monotonic() > self._deadline and self.stop_reason is None:
+            self.stop_reason = "trainer.max_time is over"
+        stops = self._any(trainer, self.stop_reason is not None)  # one alone would wait for the others
+        if stops and self.stop_reason is None:
+            self.stop_reason = "another process was asked to"
+        return stops
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        if self.every_seconds == float("inf"):
+            return False
+        return self._any(trainer, time.monotonic() - self._saved_at >= self.every_seconds)
+
+    @staticmethod
+    def _any(trainer: pl.Trainer, yes: bool) -> bool:
+        """Whether any process says yes: all of them act after the same step."""
+        return bool(trainer.strategy.reduce_boolean_decision(yes, all=False)) if trainer.world_size > 1 else yes
+
+    def _save(self, trainer: pl.Trainer, must: bool = False) -> None:
+        try:
+            trainer.save_checkpoint(self.path(trainer))
+        except UserError as error:
+            if must or self.on_error == "stop" or trainer.world_size > 1:
+                raise
+            log.warning("%s. The run goes on and tries again at the next one (checkpoint.on_error=continue)", error)
+        self._saved_at = time.monotonic()
+
+    def _save_and_stop(self, trainer: pl.Trainer) -> None:
+        self._save(trainer, must=True)
+        if self._requeue is not None and self._any(trainer, self.stop_reason == "SIGUSR1"):
+            self._requeue(signal.SIGUSR1, None)
+        raise Interrupted(self.stop_reason or "", self.path(trainer))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        for name, value in checkpoint["state_dict"].items():  # the loss of the next step would tell, but too late
+            if value.is_floating_point() and not value.isfinite().all():
+                raise UserError(
+                    f"{name} is not finite after step {trainer.global_step}: the last update was too large, and is not "
+                    "saved. Try a third of optimizer.lr_per_256, or trainer.gradient_clip_val=1. The checkpoint before "
+                    "it stays"
+                )
+        about = {"format": FORMAT, "config": self.config, "normalization": self.normalization}
+        checkpoint["twoview"] = about | {"image_shape": self.image_shape, "identity": self.identity}
+
+    def release_signals(self) -> None:
+        """Gives the signals back, for after the fit: Lightning, at its end, sets the handlers again that it found."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+
+@contextmanager
+def held(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
+    """Holds the folder of a run or a study, which is made if need be: UserError where another process holds it.
+    `key` is the word that chooses another folder.
+
+    The system lets go of it whatever ends the process. What a process left half-written that was killed is removed.
+    """
+    try:
+        made = not folder.is_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _lock(folder / ".lock", key)
+    except OSError as error:
+        raise UserError(
+            f"cannot write into the folder {folder}: {error.strerror}; choose another by {key}=..."
+        ) from error
+    try:
+        for part in folder.glob(".*.part"):
+            part.unlink(missing_ok=True)
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        os.close(file)
+        if made:
+            with suppress(OSError):
+                folder.rmdir()  # unless something is in it
+
+
+def _lock(path: Path, key: str) -> int:
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            import fcntl
+        except ImportError:  # a system without such locks
+            return file
+        try:
+            # Not flock, whose locks go over to forked loader workers, which outlive a process that is killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = os.read(file, 100).decode(errors="replace").strip()
+            os.close(file)
+            raise UserError(
+                f"another process is at work in {path.parent} ({holder}): wait for it or stop it, or choose another "
+                f"folder by {key}=..."
+            ) from None
+        except OSError:  # a file system without locks
+            log.warning("%s cannot be locked: nothing keeps a second process out of it", path.parent)
+            return file
+        with suppress(FileNotFoundError):
+            if os.fstat(file).st_ino == os.stat(path).st_ino:  # else its holder has just removed it
+                os.ftruncate(file, 0)
+                os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+                return file
+        os.close(file)

@@ -1,0 +1,136 @@
+"""The Lightning trainer, with a device, a precision and a strategy that suit the machine."""
+
+import ctypes
+import logging
+import math
+from datetime import timedelta
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.layer_sync import LayerSync
+from torch import nn
+
+from twoview.errors import UserError
+from twoview.parallel.norm import global_batch_norm
+from twoview.run.saving import AtomicCheckpointIO, Checkpoints
+
+log = logging.getLogger(__name__)
+
+
+def make_trainer(
+    run_dir: str,
+    max_epochs: int,
+    callbacks: list[pl.Callback],
+    checkpoints: Checkpoints,
+    logger: Any,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    precision: str | int = "auto",
+    sync_batchnorm: bool = True,
+    gradient_clip_val: float | None = None,
+    deterministic: bool = False,
+    benchmark: bool = True,
+    max_time: str | None = None,
+) -> pl.Trainer:
+    """A `pytorch_lightning.Trainer` for a contrastive run; the arguments that it has too mean what they mean there.
+
+    `precision="auto"` is bfloat16 autocast where the device computes in it, float16 on older GPUs, float32 elsewhere.
+    `sync_batchnorm`: batch statistics of the global batch, where it lies on several devices.
+    Gradients are never accumulated: a contrastive loss of two half batches is not that of the whole. `max_time` is a
+    duration DD:HH:MM:SS (or shorter, MM:SS) after which the run stops and saves its state. `checkpoints` come after
+    all other `callbacks`.
+    """
+    if gradient_clip_val is not None and not 0 < gradient_clip_val < math.inf:
+        raise UserError(f"trainer.gradient_clip_val must be positive and finite, or null, not {gradient_clip_val}")
+    checkpoints.max_seconds = None if max_time is None else seconds(max_time)
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "trainer.accelerator=gpu, but torch finds no GPU on this machine; use trainer=cpu or trainer=auto"
+        )
+    if accelerator == "cpu":
+        keep_memory()
+        if devices == "auto":
+            devices = 1
+        if isinstance(devices, int) and devices > 1:  # the processes share the cores
+            torch.set_num_threads(max(1, torch.get_num_threads() // devices))
+    try:
+        return pl.Trainer(
+            default_root_dir=run_dir,
+            max_epochs=max_epochs,
+            callbacks=[*callbacks, checkpoints],
+            logger=logger,
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=best_precision(accelerator) if precision == "auto" else precision,  # type: ignore[arg-type]
+            gradient_clip_val=gradient_clip_val,
+            deterministic=deterministic,
+            benchmark=benchmark and not deterministic,
+            plugins=[AtomicCheckpointIO(checkpoints.keep), *([GlobalBatchStatistics()] if sync_batchnorm else [])],
+            use_distributed_sampler=False,  # the data module takes each rank's share of the global batch
+            enable_checkpointing=False,  # `twoview.run.saving.Checkpoints` writes them
+            enable_progress_bar=False,  # `twoview.watch.bar.Progress` shows it
+            enable_model_summary=False,
+        )
+    except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+class GlobalBatchStatistics(LayerSync):
+    """Tells Lightning's distributed strategies how to give a model the batch statistics of the global batch."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        device = model.trainer.strategy.root_device if isinstance(model, pl.LightningModule) else torch.device("cpu")
+        return global_batch_norm(model, device)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        return model  # their weights have the names of the layers that they replaced
+
+
+def best_precision(accelerator: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
+    """The fastest precision that the device computes in natively and that trains as float32 does."""
+    if accelerator in ("gpu", "cuda"):
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if accelerator == "cpu" and cpu_has_bf16():
+        return "bf16-mixed"
+    return "32-true"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has bfloat16 dot products (AVX512-BF16 or AMX). Without them autocast is slower than float32."""
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check() for check in checks if check is not None)
+
+
+def keep_memory() -> None:
+    """Tells glibc to keep freed memory instead of handing it back to the system.
+
+    By default every tensor beyond 32 MiB is mapped afresh and the kernel clears each of its pages on first use, which
+    can cost more than the arithmetic on it. Does nothing where the C library is another.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(ctypes.c_int(-4), ctypes.c_int(0))  # M_MMAP_MAX: nothing is mapped on its own
+    mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD: the top of the heap stays
+
+
+def seconds(duration: str) -> float:
+    """Seconds of a duration written DD:HH:MM:SS, HH:MM:SS or MM:SS."""
+    try:
+        parts = [int(part) for part in duration.split(":")]
+    except ValueError:
+        parts = []
+    if not 2 <= len(parts) <= 4 or min(parts) < 0 or sum(parts) == 0:
+        raise UserError(
+            f"trainer.max_time={duration} must be a duration DD:HH:MM:SS, as in 00:01:30:00, or shorter, MM:SS"
+        )
+    d, h, m, s = [0] * (4 - len(parts)) + parts
+    return timedelta(days=d, hours=h, minutes=m, seconds=s).total_seconds()

@@ -1,0 +1,44 @@
+"""What the model sees, as a picture at the start of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from twoview.data.batches import TwoViewDataModule
+from twoview.report.sheet import positives
+from twoview.rng import permutation
+
+
+class ViewSheet(pl.Callback):
+    """A picture of both views of the first images, as the model sees them at step 0: `views.png` and TensorBoard."""
+
+    def __init__(self, images: int = 16) -> None:
+        self.images = images
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and trainer.global_step == 0:
+            sheet = self.draw(data)
+            save_image(sheet, Path(trainer.default_root_dir) / "views.png")
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image("views", sheet, global_step=0)
+
+    def draw(self, data: TwoViewDataModule) -> Tensor:
+        """Rows: original, first view, second view. float (3, H', W') in [0, 1]."""
+        device = data.views.mean.device
+        index = permutation(len(data.images), data.seed, epoch=0)[: self.images].to(device)
+        originals = data.images.fetch(index).to(device)
+        pictures = [originals.float() / 255, *positives(data.views, originals, index, epoch=0)]
+        side = max(picture.shape[-1] for picture in pictures)
+        scale = max(1, 64 // side)  # small images are shown enlarged, pixel by pixel
+        rows = [
+            torch.nn.functional.interpolate(picture, size=(side * scale, side * scale), mode="nearest")
+            for picture in pictures
+        ]
+        return make_grid(torch.cat(rows).cpu(), nrow=len(index), padding=2, pad_value=1.0)

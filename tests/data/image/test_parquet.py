@@ -1,0 +1,235 @@
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from twoview.data.image import decode as module
+from twoview.data.image.parquet import parquet
+from twoview.data.set import ImageSet
+from twoview.errors import UserError
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def picture(value: int, size: tuple[int, int] = (4, 4)) -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.new("RGB", size, (value, value, value)).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": f"{value}.png"}
+
+
+def write(
+    path: Path,
+    images: list[Any],
+    labels: list[Any] | None = None,
+    names: list[str] | None = None,
+    kind: Any = IMAGE,
+) -> None:
+    columns = {"image": pa.array(images, kind)}
+    if labels is not None:
+        columns["label"] = pa.array(labels)
+    table = pa.table(columns)
+    if names is not None:
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+
+
+def load(root: Path, split: str = "train", **options: Any) -> ImageSet:
+    found = parquet(root, split, **options)
+    assert found is not None
+    return found
+
+
+def values(images: ImageSet) -> list[int]:
+    return images.fetch(torch.arange(len(images)))[:, 0, 0, 0].tolist()
+
+
+def labels(images: ImageSet) -> list[int]:
+    assert images.labels is not None
+    return images.labels.tolist()
+
+
+def test_shards_with_class_names(tmp_path: Path) -> None:
+    write(tmp_path / "train-00001.parquet", [picture(30)], [0], ["cat", "dog"])
+    write(tmp_path / "train-00000.parquet", [picture(10), picture(20)], [1, 1], ["cat", "dog"])
+    write(tmp_path / "test.parquet", [picture(90)], [1], ["cat", "dog"])
+    train, test = load(tmp_path), load(tmp_path, "test")
+    assert values(train) == [10, 20, 30]
+    assert labels(train) == [1, 1, 0]
+    assert train.classes == test.classes == ("cat", "dog")
+    assert labels(test) == [1]
+    assert test.mean == train.mean == pytest.approx((20 / 255,) * 3)
+    assert test.std == train.std
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "classes", "expected"),
+    [
+        ([7, 3, 7], [3], ("3", "7"), [1, 0, 1]),
+        (["x", "b", "x"], ["x"], ("b", "x"), [1, 0, 1]),
+        ([True, False, True], [True], ("False", "True"), [1, 0, 1]),
+        ([-1, 1, -1], [1], ("-1", "1"), [0, 1, 0]),
+    ],
+)
+def test_without_class_names_the_values_of_train_are_the_classes(
+    tmp_path: Path, train: list[Any], test: list[Any], classes: tuple[str, ...], expected: list[int]
+) -> None:
+    write(tmp_path / "train.parquet", [picture(0)] * 3, train)
+    write(tmp_path / "test.parquet", [picture(0)], test)
+    assert load(tmp_path).classes == load(tmp_path, "test").classes == classes
+    assert labels(load(tmp_path)) == expected
+    assert labels(load(tmp_path, "test")) == [classes.index(str(test[0]))]
+
+
+def test_labels_are_optional(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", [picture(0)] * 2, [0, 1], ["a", "b"])
+    write(tmp_path / "test.parquet", [picture(0)] * 2, [-1, -1], ["a", "b"])
+    assert load(tmp_path, label_column=None).labels is None
+    assert load(tmp_path, "test").labels is None
+    assert load(tmp_path, "test").classes == ()
+
+
+def test_columns_and_files_can_be_named(tmp_path: Path) -> None:
+    plain = pa.table({"img": pa.array([picture(5)["bytes"]], pa.binary()), "y": pa.array([0])})
+    (tmp_path / "data").mkdir()
+    pq.write_table(plain, tmp_path / "data" / "all.parquet")
+    found = load(tmp_path, image_column="img", label_column="y", train="data/*.parquet", test="none")
+    assert values(found) == [5]
+    assert parquet(tmp_path, "test", train="data/*.parquet", test="none") is None
+
+
+@pytest.mark.parametrize("column", ["image_column", "label_column"])
+def test_a_missing_column_is_answered_with_those_there_are(tmp_path: Path, column: str) -> None:
+    write(tmp_path / "train.parquet", [picture(0)], [0])
+    with pytest.raises(UserError, match=rf"no column 'nix', only image, label: set .*data\.{column}"):
+        parquet(tmp_path, "train", **{column: "nix"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (None, "no image"),
+        ({"bytes": None, "path": "/etc/passwd"}, "no image"),  # paths are never followed
+        ({"bytes": b"", "path": None}, "not an image"),
+        ({"bytes": b"junk", "path": None}, "not an image"),
+    ],
+)
+def test_rows_without_an_image_are_named(tmp_path: Path, odd: Any, words: str) -> None:
+    write(tmp_path / "train-0.parquet", [picture(0)] * 2)
+    write(tmp_path / "train-1.parquet", [picture(0), odd])
+    with pytest.raises(UserError, match=rf"train-1\.parquet, row 1.*{words}"):
+        parquet(tmp_path, "train", label_column=None)
+
+
+def test_columns_of_something_else_are_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [[1, 2]], "label": [0.5]}), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match="'image' holds a list"):
+        parquet(tmp_path, "train")
+    write(tmp_path / "train.parquet", [picture(0)], [0.5])
+    with pytest.raises(UserError, match=r"row 0, column 'label' holds 0\.5"):
+        parquet(tmp_path, "train")
+    write(tmp_path / "train.parquet", [picture(0)] * 2, [0, None])
+    with pytest.raises(UserError, match="row 1, column 'label' holds None"):
+        parquet(tmp_path, "train")
+
+
+@pytest.mark.parametrize("odd", [2, -1, 10**12])
+def test_labels_outside_the_classes_are_named(tmp_path: Path, odd: int) -> None:
+    write(tmp_path / "train.parquet", [picture(0)] * 2, [0, odd], ["a", "b"])
+    with pytest.raises(UserError, match=rf"train\.parquet, row 1 has the label {odd}, none of the 2 classes"):
+        parquet(tmp_path, "train")
+
+
+def test_test_labels_that_train_lacks_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", [picture(0)], ["a"])
+    write(tmp_path / "test.parquet", [picture(0)], ["b"])
+    with pytest.raises(UserError, match=r"test\.parquet, row 0 has the label 'b'"):
+        parquet(tmp_path, "test")
+
+
+@pytest.mark.parametrize("metadata", [b"", b"{", b"[]", b'{"info": 3}', b"[" * 100_000, b"\xff\xfe"])
+def test_odd_metadata_is_no_metadata(tmp_path: Path, metadata: bytes) -> None:
+    table = pa.table({"image": pa.array([picture(0)], IMAGE), "label": [4]})
+    pq.write_table(table.replace_schema_metadata({b"huggingface": metadata}), tmp_path / "train.parquet")
+    assert load(tmp_path).classes == ("4",)
+
+
+def test_mixed_sizes_need_a_size(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", [picture(0), picture(0, (9, 3))])
+    with pytest.raises(UserError, match=r"row 0 has 4 x 4 pixels, .*row 1 has 9 x 3.*data\.size=224"):
+        parquet(tmp_path, "train", label_column=None)
+    assert load(tmp_path, label_column=None, size=8).shape == (3, 8, 8)
+
+
+def test_large_sets_decode_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.parquet", [picture(20 * i) for i in range(6)], [0, 1] * 3)
+    memory = [load(tmp_path, split) for split in ("train", "test")]
+    monkeypatch.setattr(module, "IN_MEMORY_BYTES", 1)
+    monkeypatch.setattr("twoview.data.set.STATISTICS_SAMPLE", 4)
+    demand = [load(tmp_path, split) for split in ("train", "test")]
+    assert [s.in_memory for s in memory + demand] == [True, True, False, False]
+    assert [s.digest() for s in memory] == [s.digest() for s in demand]
+    assert demand[0].mean == demand[1].mean != memory[0].mean
+
+
+def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no folder .*gone: set data\.root"):
+        parquet(tmp_path / "gone", "train")
+    with pytest.raises(UserError, match=r"no file train\*\.parquet in"):
+        parquet(tmp_path, "train")
+    with pytest.raises(UserError, match=r"data\.train"):
+        parquet(tmp_path, "train", train="/etc/*")
+    write(tmp_path / "train.parquet", [])
+    with pytest.raises(UserError, match=r"no rows in the train split \(train\.parquet\)"):
+        parquet(tmp_path, "train", label_column=None)
+
+
+@pytest.fixture(scope="module")
+def whole_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("parquet") / "train.parquet"
+    write(path, [picture(i) for i in range(8)], list(range(8)))
+    return path.read_bytes()
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_damage_anywhere_is_a_user_error_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, whole_file: bytes, data: st.DataObject
+) -> None:
+    content = bytearray(whole_file[: data.draw(st.integers(0, len(whole_file)))])
+    if len(content) == len(whole_file) or data.draw(st.booleans()):
+        content = bytearray(whole_file)
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.mktemp("damaged") / "train.parquet"
+    path.write_bytes(content)
+    try:
+        found = load(path.parent)
+    except UserError:
+        return
+    assert found.shape[0] == 3
+
+
+def test_truncated_files_are_named(tmp_path: Path, whole_file: bytes) -> None:
+    for length in (0, 3, 100, len(whole_file) - 1):
+        (tmp_path / "train.parquet").write_bytes(whole_file[:length])
+        with pytest.raises(UserError, match=r"train\.parquet is damaged or no Parquet file .*: delete it"):
+            parquet(tmp_path, "train")
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pip install 'twoview\[parquet\]'"):
+        parquet(tmp_path, "train")

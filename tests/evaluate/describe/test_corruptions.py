@@ -1,0 +1,246 @@
+"""Corruptions against Pillow, closed forms and what severity means; the other small judges beside slow oracles."""
+
+import io
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+from torch import Tensor
+
+from twoview.evaluate.classify.calibration import reliability
+from twoview.evaluate.classify.knn import knn_predict
+from twoview.evaluate.classify.neighbours import nearest, vote
+from twoview.evaluate.classify.score import ece
+from twoview.evaluate.describe.corruptions import CORRUPTIONS, SEVERITIES, corrupt, suited
+from twoview.rng import Draw
+from twoview.stats.paired import paired
+
+EVERY = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+
+
+def smooth(n: int = 8, side: int = 32, seed: int = 0) -> Tensor:
+    """uint8 (n, 3, side, side) like photographs: most of the power at low frequencies."""
+    coarse = torch.rand(n, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    fine = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1)
+    return (fine * 255).round().byte()
+
+
+@pytest.mark.parametrize(("name", "severity"), EVERY)
+def test_an_image_keeps_its_numbers_in_any_batch(name: str, severity: int) -> None:
+    images, index = smooth(), torch.tensor([5, 900, 2, 7, 70_000, 1, 0, 3])
+    whole = corrupt(images, name, severity, index)
+    assert whole.dtype == torch.uint8
+    assert whole.shape == images.shape
+    assert torch.equal(corrupt(images[3:5], name, severity, index[3:5]), whole[3:5])
+    assert torch.equal(corrupt(images.flip(0), name, severity, index.flip(0)), whole.flip(0))
+    assert not torch.equal(whole, images)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_higher_severity_leads_further_away(name: str) -> None:
+    images, index = smooth(64), torch.arange(64)
+    away = [float((corrupt(images, name, s, index).float() - images.float()).abs().mean()) for s in SEVERITIES]
+    if name == "motion blur":  # 3 and 4 have the same sigma, and differ in where a tail of 1 in 1,000 ends
+        assert away[2] == pytest.approx(away[3], rel=1e-3)
+        assert away[0] < away[1] < away[2] < away[4]
+    elif name == "pixelate":  # pixels of 28 in 32 fall worse than those of 27
+        assert away[0] < min(away[1], away[2])
+        assert max(away[1], away[2]) < away[3] < away[4]
+    elif name == "saturate":  # two severities take colour away, three add it
+        assert away[0] < away[1]
+        assert away[2] < away[3] < away[4]
+    else:
+        assert all(less < more for less, more in pairwise(away)), away
+
+
+@pytest.mark.parametrize("name", [n for n in CORRUPTIONS if CORRUPTIONS[n].group == "noise"])
+def test_noise_differs_from_image_to_image_and_with_the_seed(name: str) -> None:
+    images = smooth(1).expand(2, -1, -1, -1)
+    first, second = corrupt(images, name, 5, torch.tensor([0, 1]))
+    assert not torch.equal(first, second)
+    assert not torch.equal(corrupt(images[:1], name, 5, torch.tensor([0]), seed=1)[0], first)
+
+
+@pytest.mark.parametrize(("severity", "sigma"), [(1, 0.04), (5, 0.10)])
+def test_gaussian_noise_has_its_deviation(severity: int, sigma: float) -> None:
+    gray = torch.full((16, 3, 32, 32), 128, dtype=torch.uint8)
+    noise = corrupt(gray, "gaussian noise", severity, torch.arange(16)).double() / 255 - 128 / 255
+    assert float(noise.std()) == pytest.approx(sigma, rel=0.02)
+    assert abs(float(noise.mean())) < 4 * sigma / math.sqrt(noise.numel())
+
+
+@pytest.mark.parametrize(("severity", "photons"), [(1, 500), (3, 100), (5, 50)])
+@pytest.mark.parametrize("level", [20, 128])
+def test_shot_noise_is_of_poisson(severity: int, photons: int, level: int) -> None:
+    gray = torch.full((16, 3, 32, 32), level / 255)
+    corruption = CORRUPTIONS["shot noise"]
+    assert corruption.levels[severity - 1] == photons
+    found = corruption.apply(gray, photons, Draw(0, 0, torch.arange(16), 0, "test")).double()
+    counts = (found * photons).round().flatten().numpy()
+    law = stats.poisson(photons * level / 255)
+    assert counts.mean() == pytest.approx(law.mean(), abs=5 * law.std() / math.sqrt(len(counts)))
+    assert counts.var() == pytest.approx(law.var(), rel=0.05)
+    edges = np.unique(law.ppf(np.linspace(0, 1, 9)[1:-1]))  # up to eight bins of about the same share
+    observed = np.bincount(np.searchsorted(edges, counts), minlength=len(edges) + 1)
+    bounds = np.concatenate([[0], law.cdf(edges), [1]])
+    assert stats.chisquare(observed, np.diff(bounds) * len(counts)).pvalue > 1e-4
+
+
+def test_black_has_no_photons_and_impulses_are_black_and_white() -> None:
+    black, index = torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.arange(2)
+    assert int(corrupt(black, "shot noise", 5, index).sum()) == 0
+    assert int(corrupt(black, "speckle noise", 5, index).sum()) == 0
+    gray = torch.full((32, 3, 32, 32), 100, dtype=torch.uint8)
+    found = corrupt(gray, "impulse noise", 5, torch.arange(32))
+    for value in (0, 255):
+        assert float((found == value).double().mean()) == pytest.approx(0.035, rel=0.05)
+    assert set(found.unique().tolist()) == {0, 100, 255}
+
+
+@pytest.mark.parametrize("name", [n for n in CORRUPTIONS if CORRUPTIONS[n].group == "blur"])
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_blur_keeps_what_is_even_and_evens_out_what_is_not(name: str, severity: int) -> None:
+    even = torch.full((2, 3, 32, 32), 77, dtype=torch.uint8)
+    assert torch.equal(corrupt(even, name, severity, torch.arange(2)), even)
+    rough = torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    blurred = corrupt(rough, name, severity, torch.arange(4)).double()
+    assert float(blurred.var()) < 0.98 * float(rough.double().var())
+    assert float(blurred.mean()) == pytest.approx(float(rough.double().mean()), abs=4)
+
+
+def test_gaussian_blur_is_scipys() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    images = smooth(2)
+    for severity, sigma in zip(SEVERITIES, (0.4, 0.6, 0.7, 0.8, 1.0), strict=True):
+        oracle = gaussian_filter(images.numpy() / 255.0, (0, 0, sigma, sigma), mode="nearest", truncate=4)
+        found = corrupt(images, "gaussian blur", severity, torch.arange(2)).numpy()
+        assert np.abs(found - 255 * oracle).max() <= 0.51
+
+
+@pytest.mark.parametrize("side", [32, 47])
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_pixelate_is_pillows_box(side: int, severity: int) -> None:
+    images = torch.randint(0, 256, (3, 3, side, side), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    found = corrupt(images, "pixelate", severity, torch.arange(3))
+    small = int(side * (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1])
+    for image, mine in zip(images, found, strict=True):
+        whole = Image.fromarray(image.movedim(0, -1).numpy())
+        oracle = whole.resize((small, small), Image.Resampling.BOX).resize((side, side), Image.Resampling.BOX)
+        gap = np.abs(np.asarray(oracle).astype(int) - mine.movedim(0, -1).numpy().astype(int))
+        assert gap.max() <= 1  # Pillow's weights are rounded to integers
+        assert (gap > 0).mean() < 0.02
+
+
+@pytest.mark.parametrize(("severity", "quality"), [(1, 80), (5, 40)])
+def test_jpeg_is_about_pillows(severity: int, quality: int) -> None:
+    images = smooth(3)
+    found = corrupt(images, "jpeg", severity, torch.arange(3))
+    for image, mine in zip(images, found, strict=True):
+        file = io.BytesIO()
+        Image.fromarray(image.movedim(0, -1).numpy()).save(file, "JPEG", quality=quality)
+        oracle = np.asarray(Image.open(file)).astype(int)
+        assert np.abs(oracle - mine.movedim(0, -1).numpy().astype(int)).mean() < 1
+
+
+def test_light_in_hsv_beside_the_standard_library() -> None:
+    import colorsys
+
+    images = torch.randint(0, 256, (1, 3, 8, 8), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    images[0, :, 0, 0], images[0, :, 0, 1] = 0, 90  # black, and gray
+    bright = corrupt(images, "brightness", 3, torch.tensor([0]))[0].flatten(1).T
+    vivid = corrupt(images, "saturate", 5, torch.tensor([0]))[0].flatten(1).T
+    for pixel, light, strong in zip(images[0].flatten(1).T.tolist(), bright.tolist(), vivid.tolist(), strict=True):
+        h, s, v = colorsys.rgb_to_hsv(*(x / 255 for x in pixel))
+        for found, (s2, v2) in ((light, (s, min(1, v + 0.15))), (strong, (min(1, 2.5 * s + 0.2), v))):
+            oracle = colorsys.hsv_to_rgb(h, s2, v2)
+            assert max(abs(a - 255 * b) for a, b in zip(found, oracle, strict=True)) <= 0.51
+
+
+def test_contrast_keeps_the_mean() -> None:
+    images = smooth(4) // 3 + 80  # far from black and white
+    found = corrupt(images, "contrast", 5, torch.arange(4)).double()
+    assert float((found.mean((2, 3)) - images.double().mean((2, 3))).abs().max()) < 0.5
+    assert float(found.std()) < 0.5 * float(images.double().std())
+
+
+def test_other_sizes_and_channels() -> None:
+    assert "saturate" not in suited(1)
+    assert {"saturate", "jpeg"} & set(suited(4)) == set()
+    for channels in (1, 2, 4):
+        images = torch.randint(0, 256, (2, channels, 9, 20), dtype=torch.uint8)
+        for name in suited(channels):
+            assert corrupt(images, name, 5, torch.arange(2)).shape == images.shape
+    assert corrupt(smooth(0), "jpeg", 1, torch.arange(0)).shape == (0, 3, 32, 32)
+    with pytest.raises(ValueError, match="severity"):
+        corrupt(smooth(1), "jpeg", 6, torch.arange(1))
+
+
+@given(b=st.integers(0, 40), c=st.integers(0, 40), both=st.integers(0, 60), neither=st.integers(0, 60))
+@settings(max_examples=60, deadline=None)
+def test_mcnemar_is_the_binomial_test_of_discordant_images(b: int, c: int, both: int, neither: int) -> None:
+    if b + c + both + neither == 0:
+        return
+    first = torch.tensor([1] * b + [0] * c + [1] * both + [0] * neither).bool()
+    second = torch.tensor([0] * b + [1] * c + [1] * both + [0] * neither).bool()
+    found, mirrored = paired(first, second), paired(second, first)
+    oracle = stats.binomtest(b, b + c).pvalue if b + c else 1.0
+    assert found.p == pytest.approx(oracle, rel=1e-9)
+    assert found.difference == pytest.approx((b - c) / len(first))
+    low, high = found.interval
+    assert -1 <= low <= high <= 1
+    assert (mirrored.difference, mirrored.p) == (-found.difference, found.p)
+    assert mirrored.interval == pytest.approx((-high, -low))
+
+
+def test_the_interval_of_a_difference_covers() -> None:
+    """95 of 100 experiments with a known difference of 0.06, on 200 images."""
+    generator = torch.Generator().manual_seed(0)
+    inside = 0
+    for _ in range(1000):
+        u = torch.rand(200, generator=generator)
+        low, high = paired(u < 0.70, (u < 0.60) | (u > 0.96)).interval  # 0.70 against 0.64, 0.14 discordant
+        inside += low <= 0.06 <= high
+    assert 930 <= inside <= 985
+
+
+def test_paired_needs_the_same_images() -> None:
+    with pytest.raises(ValueError, match="same images"):
+        paired(torch.ones(3).bool(), torch.ones(4).bool())
+
+
+def test_reliability_adds_up_to_ece() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probabilities = (3 * torch.randn(500, 4, generator=generator)).softmax(1)
+    labels = torch.randint(4, (500,), generator=generator)
+    bins = reliability(probabilities, labels)
+    assert sum(b["n"] for b in bins) == 500
+    assert all(b["low"] < b["confidence"] <= b["high"] + 1e-9 for b in bins)
+    gap = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / 500
+    assert gap == pytest.approx(ece(probabilities, labels), abs=1e-12)
+    (sure,) = reliability(torch.eye(3), torch.tensor([0, 1, 0]))
+    assert (sure["n"], sure["confidence"], sure["accuracy"]) == (3, 1.0, pytest.approx(2 / 3))
+
+
+@pytest.mark.parametrize("k", [1, 7, 200])
+@pytest.mark.parametrize("temperature", [0.02, 1.0])
+def test_a_vote_of_stored_neighbours_is_knn(k: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(300, 8, generator=generator), torch.randn(40, 8, generator=generator)
+    labels = torch.randint(5, (300,), generator=generator)
+    found = vote(nearest(bank, queries, 200), labels, k, temperature, 5)
+    assert torch.allclose(found, knn_predict(bank, labels, queries, k, temperature, 5), atol=1e-6)
+
+
+def test_a_small_bank_is_taken_whole() -> None:
+    found = nearest(torch.eye(3), torch.eye(3)[:1], 10)
+    assert found.rows.shape == (1, 3)
+    assert int(found.rows[0, 0]) == 0
+    with pytest.raises(ValueError, match="bank"):
+        nearest(torch.zeros(0, 3), torch.eye(3), 1)
