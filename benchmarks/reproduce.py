@@ -20,7 +20,7 @@ from typing import Any
 import record
 from rich.console import Console
 
-from twoview.evaluate.classify.score import wilson
+from twoview.stats.intervals import wilson
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -18,11 +18,12 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
 
 from twoview.ablate import figures, reasons, report, words
-from twoview.ablate.figures import MOST, few, fold
+from twoview.ablate.figures import MOST, few
 from twoview.ablate.markdown import escape
 from twoview.ablate.results import flat, read, tidy
 from twoview.errors import UserError
 from twoview.report import page
+from twoview.report.plots import fold, ink_on
 
 PNG = b"\x89PNG\r\n\x1a\n made up"
 NOISE = (0.004, -0.003, 0.001, 0.0, -0.002)  # of a seed, common to all arms
@@ -543,7 +544,7 @@ def test_what_stands_in_the_way_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("paint", ["#0b3d66", "#7fb2d8", "#f3f7fb", "#2f6f9f", "#858585"])
 def test_letters_stand_out_on_every_tile(paint: str) -> None:
-    assert figures.ink_on(paint) == ("#ffffff" if paint in ("#0b3d66", "#2f6f9f") else "#14181d")
+    assert ink_on(paint) == ("#ffffff" if paint in ("#0b3d66", "#2f6f9f") else "#14181d")
 
 
 def test_few_arms_are_the_best_the_worst_and_the_reference(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from twoview.data.image.shapes import shapes
 from twoview.data.set import ImageSet
 from twoview.encoder.frozen import digest
 from twoview.errors import UserError
-from twoview.evaluate import subject as artifact
 from twoview.evaluate.features import extract
+from twoview.run import atomic
 from twoview.run.checkpoint import load_encoder, load_projector
+from twoview.watch import bar
 
 FORMATS = ["npz", "parquet", "safetensors"]
 Read = tuple[dict[str, np.ndarray], dict[str, Any]]
@@ -188,14 +189,14 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     path.write_text("before")
 
     def fail() -> None:
-        with artifact.replacing(path) as part:
+        with atomic.replacing(path) as part:
             part.write_text("half")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert path.read_text() == "before"
-    with artifact.replacing(path) as part:
+    with atomic.replacing(path) as part:
         part.write_text("after")
         assert path.read_text() == "before"
     assert path.read_text() == "after"
@@ -272,8 +273,8 @@ def test_progress_is_told_now_and_then_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = iter(range(0, 10_000, 10))
-    monkeypatch.setattr(artifact.time, "monotonic", lambda: float(next(now)))
-    with caplog.at_level("INFO", "twoview.evaluate.subject"):
-        assert list(artifact.tracked(range(9), "features")) == list(range(9))
+    monkeypatch.setattr(bar.time, "monotonic", lambda: float(next(now)))
+    with caplog.at_level("INFO", "twoview.watch.bar"):
+        assert list(bar.tracked(range(9), "features")) == list(range(9))
     lines = [record.getMessage() for record in caplog.records]
     assert lines == ["features: 3 of 9, 1:20 left", "features: 7 of 9, 0:23 left"]

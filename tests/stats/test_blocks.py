@@ -13,16 +13,8 @@ from numpy.typing import NDArray
 from scipy import integrate, stats
 
 from twoview.errors import UserError
-from twoview.stats.blocks import (
-    ALPHA,
-    POWER,
-    SET_APART,
-    Difference,
-    Interval,
-    bootstrap_interval,
-    compare,
-    mean_interval,
-)
+from twoview.stats.blocks import ALPHA, POWER, SET_APART, Difference, compare
+from twoview.stats.intervals import Interval, bootstrap_interval, mean_interval
 
 Table = NDArray[np.float64]  # (arms, seeds), the reference first
 NOISE = "within the noise of the seeds"

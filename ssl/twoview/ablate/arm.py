@@ -21,7 +21,7 @@ from twoview.data.set import ImageSet
 from twoview.encoder.frozen import ImageEncoder
 from twoview.errors import UserError
 from twoview.evaluate.classify.knn import knn_accuracy
-from twoview.evaluate.classify.linear import probe, wilson
+from twoview.evaluate.classify.linear import probe
 from twoview.evaluate.classify.score import fingerprint
 from twoview.evaluate.describe import invariance
 from twoview.evaluate.describe.quality import quality
@@ -31,6 +31,7 @@ from twoview.report.page import save
 from twoview.rng import permutation
 from twoview.run.checkpoint import load_encoder, load_projector
 from twoview.run.identity import config_hash
+from twoview.stats.intervals import wilson
 from twoview.train import pretrain
 
 log = logging.getLogger(__name__)

@@ -5,13 +5,14 @@ colours and the width of a theme (`twoview.report.page`).
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from textwrap import shorten, wrap
 from typing import Any, NamedTuple
 
 from twoview.ablate.results import HEADLINE, Study
-from twoview.ablate.words import NBSP, in_points
 from twoview.report.page import Theme
-from twoview.stats.blocks import Difference, Interval
+from twoview.report.plots import canvas, fold, tiles
+from twoview.report.words import NBSP, in_points
+from twoview.stats.blocks import Difference
+from twoview.stats.intervals import Interval
 
 MOST = 7  # arms that colours can tell apart
 
@@ -31,14 +32,6 @@ def label(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
-def fold(name: str, width: int, lines: int = 2) -> str:
-    """A name in lines of `width` letters, cut where it needs more than `lines`."""
-    parts = wrap(" ".join(name.split()), width) or [""]
-    if len(parts) > lines:
-        parts = [*parts[: lines - 1], shorten(" ".join(parts[lines - 1 :]), width, placeholder="…")]
-    return "\n".join(parts)
-
-
 def few(study: Study) -> list[str]:
     """At most `MOST` arms in the order of the study: the best, the reference, and others evenly from best to worst."""
     if len(study.arms) <= MOST:
@@ -46,13 +39,6 @@ def few(study: Study) -> list[str]:
     ranked = sorted(study.means, key=lambda arm: -study.means[arm])
     chosen = {ranked[round(i * (len(ranked) - 1) / (MOST - 2))] for i in range(MOST - 1)}
     return [arm for arm in study.arms if arm in chosen | {study.reference}]
-
-
-def canvas(theme: Theme, height: float) -> Any:
-    """A figure as wide as the theme says, `height` inches high."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(theme.width, height), layout="constrained")
 
 
 def accuracy(study: Study) -> Drawing:
@@ -183,60 +169,6 @@ def _heat_map(study: Study, theme: Theme) -> Any:
     panel.set_ylabel(fold(str(axes[0].get("label") or ""), 40))
     panel.set_title(fold(str(axes[1].get("label") or ""), 40), weight="normal", color=theme.pale, size=9, loc="center")
     return figure
-
-
-def tiles(
-    panel: Any,
-    table: Sequence[Sequence[float | None]],
-    texts: Sequence[Sequence[str]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    theme: Theme,
-    outlined: Sequence[tuple[int, int]] = (),
-    apart: int = 0,
-    limits: tuple[float, float] | None = None,
-) -> None:
-    """A heat map with its texts, coloured between `limits` (None: the least and the most); the last `apart` columns
-    stand apart without colour.
-    """
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Rectangle
-
-    ramp = LinearSegmentedColormap.from_list("ramp", theme.ramp)
-    coloured = len(columns) - apart
-    known = [x for row in table for x in row[:coloured] if x is not None] or [0.0]
-    low, high = limits or (min(known), max(known))
-    at = [j + 0.3 * (j >= coloured) for j in range(len(columns))]
-    panel.set(xlim=(0, at[-1] + 1), ylim=(len(rows), 0))
-    size = min(9.5, 28 * theme.width / (len(columns) + 4))
-    for i, row in enumerate(table):
-        for j, x in enumerate(row):
-            paint: Any = theme.paper
-            if j < coloured:
-                paint = theme.rule if x is None else ramp((x - low) / (high - low) if high > low else 0.5)
-                panel.add_patch(Rectangle((at[j] + 0.03, i + 0.03), 0.94, 0.94, fc=paint, lw=0))
-            panel.text(at[j] + 0.5, i + 0.5, texts[i][j], ha="center", va="center", color=ink_on(paint), size=size)
-    for i, j in outlined:
-        panel.add_patch(Rectangle((at[j] + 0.03, i + 0.03), 0.94, 0.94, fill=False, ec=theme.bad, lw=2.2, zorder=4))
-    names = [fold(name, 18, 1) for name in columns]
-    is_wide = max(map(len, names)) > 11 * theme.width / (len(columns) + 2)
-    turned = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if is_wide else {}
-    panel.set_xticks([x + 0.5 for x in at], names, **turned)
-    panel.set_yticks([i + 0.5 for i in range(len(rows))], [fold(name, 14 if theme.narrow else 26) for name in rows])
-    panel.tick_params(length=0, labeltop=True, labelbottom=False, colors=theme.ink)
-    panel.spines[:].set_visible(False)
-
-
-def ink_on(paint: Any) -> str:
-    """White or nearly black, whichever has the higher contrast ratio (WCAG 2.2)."""
-    from matplotlib.colors import to_rgb
-
-    def luminance(colour: Any) -> float:
-        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in to_rgb(colour)]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05
-
-    white, black = "#ffffff", "#14181d"
-    return white if luminance(white) / luminance(paint) > luminance(paint) / luminance(black) else black
 
 
 def _dots(study: Study, theme: Theme) -> Any:

@@ -6,9 +6,10 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from twoview.ablate.figures import Drawing, canvas, few, fold, tiles
+from twoview.ablate.figures import Drawing, few
 from twoview.ablate.results import HEADLINE, Run, Study
 from twoview.report.page import Theme
+from twoview.report.plots import canvas, fold, tiles
 
 MARKERS = "osD^vPX"
 FACTORS = {  # of `twoview.data.image.shapes`, for people

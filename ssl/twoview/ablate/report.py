@@ -9,8 +9,8 @@ from twoview.ablate import figures, reasons, words
 from twoview.ablate.figures import Drawing
 from twoview.ablate.markdown import markdown
 from twoview.ablate.results import HEADLINE, Study, as_csv, as_json, as_parquet, read, tidy
-from twoview.ablate.words import duration, percent
 from twoview.report.page import Page, Section, render, save
+from twoview.report.words import duration, percent
 
 
 def write(folder: Path | str) -> dict[str, Path]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from twoview.errors import UserError
 from twoview.run.identity import apart
-from twoview.stats.blocks import Difference, Interval, compare, mean_interval
+from twoview.stats.blocks import Difference, compare
+from twoview.stats.intervals import Interval, mean_interval
 
 HEADLINE = "linear.top1"  # the metric that verdicts are about
 NOT_METRICS = {"place", "machine", "versions", "words", "identity"}

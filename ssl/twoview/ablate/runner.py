@@ -29,12 +29,11 @@ from twoview.ablate.arm import Judge, Stopped, arm_hash, run_arm, training_confi
 from twoview.ablate.display import Display
 from twoview.ablate.study import Arm, Plan, Study
 from twoview.ablate.trial import affordable, measured_seconds, steps_of_an_epoch
-from twoview.ablate.words import listed
 from twoview.cli import schema
 from twoview.cli.entry import explain, overrides, plain
 from twoview.data.set import ImageSet
 from twoview.errors import UserError
-from twoview.report.words import clock
+from twoview.report.words import clock, listed
 from twoview.run.identity import code_digest, data_digest, differences, relevant
 from twoview.run.saving import held
 from twoview.train import pretrain

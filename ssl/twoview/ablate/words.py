@@ -1,15 +1,15 @@
 """A study in words: its answer in a few sentences, what must be known before believing it, and its tables."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twoview.ablate.results import Study
 from twoview.report.page import Cell
-from twoview.stats.blocks import Difference, Interval
+from twoview.report.words import NBSP, NONE, in_points, listed, percent
+from twoview.stats.blocks import Difference
+from twoview.stats.intervals import Interval
 
-NONE = "–"
-NBSP = "\N{NO-BREAK SPACE}"
 MARKS = {"better": "good", "worse": "bad"}
 TABLE_NOTE = (
     f"Intervals hold 95{NBSP}%. Differences are paired by seed. p is corrected for the number of arms compared and "
@@ -20,35 +20,11 @@ TABLE_NOTE = (
 Table = tuple[list[str | Cell], list[list[Cell]], str]  # header, rows, alignment
 
 
-def percent(share: float | None, digits: int = 1, unit: str = "") -> str:
-    """A share in percent; `unit` (%, points) stays on its line."""
-    if share is None:
-        return NONE
-    return f"{share * 100:.{digits}f}".replace("-", "−") + (NBSP + unit if unit else "")
-
-
-def in_points(x: float) -> str:
-    """A difference of shares in points, with its sign."""
-    return f"{x * 100:+.1f}".replace("-", "−") if round(x, 3) else "0.0"
-
-
 def between(spread: Interval | Difference | None, text: Callable[[float], str]) -> str:
     """`[low, high]`, or nothing where the limits are not known."""
     if spread is None or spread.low is None or spread.high is None:
         return ""
     return f"[{text(spread.low)},{NBSP}{text(spread.high)}]"
-
-
-def listed(names: Sequence[str], most: int = 6) -> str:
-    shown = [*names[:most], f"{len(names) - most} more"] if len(names) > most else list(names)
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{rest} s"
-    return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes // 60} h {minutes % 60} min".removeprefix("0 h ")
 
 
 def best(study: Study) -> str:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from twoview.ablate.figures import canvas, fold, tiles
-from twoview.ablate.words import percent
 from twoview.card.parts import OTHER, RUN, UNTRAINED
 from twoview.report.page import Theme
+from twoview.report.plots import canvas, fold, tiles
+from twoview.report.words import percent
 
 NAMES = {RUN: "this run", UNTRAINED: "untrained", OTHER: "the other run"}
 MANY = 20  # classes whose names and numbers still fit into a picture

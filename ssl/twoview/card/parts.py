@@ -15,7 +15,7 @@ from twoview.data.set import ImageSet, stratified_split
 from twoview.encoder.frozen import ImageEncoder
 from twoview.errors import UserError
 from twoview.evaluate.classify.calibration import reliability
-from twoview.evaluate.classify.linear import ConvexResult, probe, wilson
+from twoview.evaluate.classify.linear import ConvexResult, probe
 from twoview.evaluate.classify.neighbours import Neighbours, nearest, vote
 from twoview.evaluate.describe import invariance
 from twoview.evaluate.describe.corruptions import CORRUPTIONS, SEVERITIES, corrupt, suited
@@ -23,7 +23,7 @@ from twoview.evaluate.describe.quality import quality
 from twoview.evaluate.features import extract, spaces
 from twoview.rng import permutation
 from twoview.run.checkpoint import instantiate_own
-from twoview.stats.blocks import bootstrap_interval, mean_interval
+from twoview.stats.intervals import bootstrap_interval, mean_interval, wilson
 from twoview.stats.paired import paired
 
 RUN, UNTRAINED, OTHER = "run", "untrained", "other"  # names of the encoders

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from twoview.ablate.figures import canvas, fold
 from twoview.card.atlas import NEIGHBOURS, Map, Shown
 from twoview.card.figures import NAMES, Draw
 from twoview.card.parts import RUN, UNTRAINED
 from twoview.report.page import Theme
+from twoview.report.plots import canvas, fold
 
 HUES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#999933", "#9988dd")
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from twoview.ablate.words import duration
 from twoview.card.figures import NAMES
 from twoview.report.page import Cell, Section
+from twoview.report.words import duration
 
 
 def provenance(section: Section, facts: Mapping[str, Any]) -> None:

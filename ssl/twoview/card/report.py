@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from twoview.ablate.words import in_points, percent
 from twoview.card import figures, pictures, scores
 from twoview.card.figures import NAMES, among
 from twoview.card.parts import OTHER, RUN, UNTRAINED
 from twoview.card.provenance import provenance
 from twoview.card.tables import NONE, Card, Facts, Row, gap_span, missing, p_words, share_words, span
 from twoview.report.page import Cell, Page, Section, render, save
+from twoview.report.words import in_points, percent
 
 QUALITY = {  # rows of the table: words, digits
     "alignment": ("alignment of positives", 3),

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from twoview.ablate.words import percent
 from twoview.card import figures
 from twoview.card.figures import MANY, NAMES, among
 from twoview.card.parts import RUN
 from twoview.card.tables import PAIRED_NOTE, Card, interval_gap, missing, paired_gap, share_words, span
 from twoview.report.page import Cell, Section
+from twoview.report.words import percent
 
 
 def accuracy(card: Card, section: Section) -> None:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from twoview.ablate.words import in_points, percent
 from twoview.card.figures import NAMES, Draw, among
 from twoview.card.parts import OTHER, RUN, UNTRAINED
 from twoview.report.page import Cell, Section
+from twoview.report.words import in_points, percent
 
 Facts = Mapping[str, Any]
 Row = list[str | Cell]

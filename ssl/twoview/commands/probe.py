@@ -20,10 +20,11 @@ from twoview.errors import UserError
 from twoview.evaluate.classify.knn import knn_accuracy
 from twoview.evaluate.classify.linear import probe
 from twoview.evaluate.classify.protocols import PUBLISHED, crops, follow
-from twoview.evaluate.classify.score import ProbeResult, fingerprint, wilson
+from twoview.evaluate.classify.score import ProbeResult, fingerprint
 from twoview.evaluate.subject import Subject, checkpoint_file, frozen, origin, subject
 from twoview.run.atomic import replacing
 from twoview.run.provenance import machine
+from twoview.stats.intervals import wilson
 
 log = logging.getLogger(__name__)
 

@@ -7,18 +7,32 @@ number of steps made: a run that resumes in the middle of an epoch goes on with 
 
 import time
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from twoview.augment.views import TwoViews
 from twoview.data.set import ImageSet
 from twoview.errors import UserError
 from twoview.rng import permutation
 
 Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class Views(Protocol):
+    """What makes views of samples, as `twoview.augment.views.TwoViews` does. The room above knows no more of it."""
+
+    mean: Tensor
+    mix: Any
+    ahead: int
+
+    def __call__(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, ...]: ...
+
+    def to(self, device: torch.device) -> Any: ...
+
+
 MOST_WORKERS = 512  # beyond, a system runs out of processes or files before it has any gain
 
 
@@ -34,7 +48,7 @@ class TwoViewDataModule(pl.LightningDataModule):
     def __init__(
         self,
         images: ImageSet,
-        views: TwoViews,
+        views: Views,
         batch_size: int,
         seed: int = 0,
         drop_last: bool = True,

@@ -19,12 +19,13 @@ false alarm with 3 seeds, up to 12 with 5 seeds, instead of 5.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from twoview.errors import UserError
+from twoview.stats.intervals import _finite, _scipy
 
 ALPHA = 0.05  # share of studies without any effect in which at least one verdict may be wrong
 POWER = 0.8
@@ -41,16 +42,6 @@ Verdict = Literal[
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean over n values with its limits: None where there is no value (mean) or only one (limits)."""
-
-    mean: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-
-@dataclass(frozen=True)
 class Difference:
     """An arm minus the reference arm, over the n seeds that both have."""
 
@@ -62,35 +53,6 @@ class Difference:
     n: int
     detectable: float | None  # true difference that such a study finds with probability POWER
     verdict: Verdict
-
-
-def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """The t interval, for the few values of as many seeds. Values that are not finite count as missing."""
-    special, found = _scipy().special, _finite(values)
-    n = len(found)
-    if n < 2:
-        return Interval(float(found[0]) if n else None, None, None, n)
-    mean = float(found.mean())
-    half = float(special.stdtrit(n - 1, (1 + confidence) / 2) * found.std(ddof=1) / np.sqrt(n))
-    return Interval(mean, mean - half, mean + half, n)
-
-
-def bootstrap_interval(values: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """The bootstrap interval of a mean over many values of any distribution (BCa: Efron, "Better bootstrap confidence
-    intervals", JASA 1987). Too narrow for a handful of values. Values that are not finite count as missing.
-    """
-    stats, found = _scipy().stats, _finite(values)
-    n = len(found)
-    if n < 2 or np.ptp(found) == 0:
-        mean = float(found[0]) if n else None
-        return Interval(mean, *((mean, mean) if n > 1 else (None, None)), n)
-    batch = max(1, 2**22 // n)  # resamples at a time: 32 MiB
-    method = "BCa" if n <= 2000 else "percentile"  # the same for so many values, and BCa takes n² operations
-    rng = np.random.default_rng(seed)
-    limits = stats.bootstrap(
-        (found,), np.mean, confidence_level=confidence, n_resamples=resamples, batch=batch, method=method, rng=rng
-    ).confidence_interval
-    return Interval(float(found.mean()), float(limits.low), float(limits.high), n)
 
 
 def compare(arms: Mapping[str, Mapping[int, float]], reference: str) -> dict[str, Difference]:
@@ -198,18 +160,3 @@ def _detectable(df: int, level: float) -> float:
     return float(
         scipy.optimize.brentq(lambda d: stats.nct.sf(limit, df, d) - POWER, 0, most)
     )  # the wrong side: below 1e-5
-
-
-def _finite(values: ArrayLike) -> NDArray[np.float64]:
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != 1:
-        raise ValueError(f"values must be a flat list, not of shape {found.shape}")
-    return found[np.isfinite(found)]
-
-
-def _scipy() -> Any:
-    try:
-        import scipy
-    except ImportError as error:
-        raise UserError("an ablation needs scipy: pip install 'twoview[report]'") from error
-    return scipy

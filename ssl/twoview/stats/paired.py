@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twoview.evaluate.classify.score import Z95
+from twoview.stats.intervals import Z95
 
 
 @dataclass(frozen=True)

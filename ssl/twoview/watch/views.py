@@ -31,10 +31,11 @@ class ViewSheet(pl.Callback):
 
     def draw(self, data: TwoViewDataModule) -> Tensor:
         """Rows: original, first view, second view. float (3, H', W') in [0, 1]."""
-        device = data.views.mean.device
+        views: Any = data.views
+        device = views.mean.device
         index = permutation(len(data.images), data.seed, epoch=0)[: self.images].to(device)
         originals = data.images.fetch(index).to(device)
-        pictures = [originals.float() / 255, *positives(data.views, originals, index, epoch=0)]
+        pictures = [originals.float() / 255, *positives(views, originals, index, epoch=0)]
         side = max(picture.shape[-1] for picture in pictures)
         scale = max(1, 64 // side)  # small images are shown enlarged, pixel by pixel
         rows = [

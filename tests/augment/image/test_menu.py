@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from twoview import augment
+from twoview.augment import image
 from twoview.augment.operation import BatchAugment
 from twoview.errors import UserError
 from twoview.rng import Draw
@@ -19,7 +19,7 @@ from twoview.rng import Draw
 
 def menu() -> list[type[BatchAugment]]:
     found = set()
-    for module in pkgutil.iter_modules(augment.__path__, "twoview.augment."):
+    for module in pkgutil.iter_modules(image.__path__, "twoview.augment.image."):
         for name, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             if issubclass(kind, BatchAugment) and kind is not BatchAugment and not name.startswith("_"):
                 found.add(kind)
@@ -187,7 +187,10 @@ def test_each_is_one_key_of_a_policy(command: Callable[..., Any], tiny: list[str
 def test_settings_are_keys_and_mistakes_one_line(
     command: Callable[..., Any], tiny: list[str], keys: list[str], message: str | None
 ) -> None:
-    words = [f"+augment.ops.new._target_=twoview.augment.{keys[0]}", *(f"+augment.ops.new.{key}" for key in keys[1:])]
+    words = [
+        f"+augment.ops.new._target_=twoview.augment.image.{keys[0]}",
+        *(f"+augment.ops.new.{key}" for key in keys[1:]),
+    ]
     ended = command(*tiny, "epochs=1", "data.n_train=64", "data.n_test=16", *words)
     if message is None:
         assert ended.code == 0, ended.err

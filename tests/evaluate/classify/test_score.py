@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twoview.evaluate.classify.score import Head, bootstrap, ece, fingerprint, score, wilson
+from twoview.evaluate.classify.score import Head, ece, fingerprint, score
+from twoview.stats.intervals import bootstrap, wilson
 
 
 @pytest.mark.parametrize(("correct", "total"), [(9, 10), (1, 3), (7000, 10_000), (0, 10), (10, 10)])

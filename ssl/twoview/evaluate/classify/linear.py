@@ -17,7 +17,8 @@ from torch import Tensor
 from twoview.evaluate.classify.labelled import check_both, split
 from twoview.evaluate.classify.newton import LinearProbe, fit_linear, fit_path
 from twoview.evaluate.classify.ridge import Ridge, fit_ridge
-from twoview.evaluate.classify.score import ProbeResult, ece, fingerprint, score, wilson
+from twoview.evaluate.classify.score import ProbeResult, ece, fingerprint, score
+from twoview.stats.intervals import wilson
 
 __all__ = ["ConvexResult", "LinearProbe", "ProbeResult", "ece", "fit_linear", "fit_path", "probe", "wilson"]
 

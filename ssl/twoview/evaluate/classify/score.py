@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Z95 = 1.959963984540054  # of the normal distribution, two-sided
+from twoview.stats.intervals import bootstrap, wilson
 
 
 @dataclass(frozen=True)
@@ -79,30 +78,6 @@ def score(logits: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
         "majority": max(counts) / len(labels),
         "test_size": len(labels),
     }
-
-
-def wilson(correct: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, "Probable inference", JASA 1927)."""
-    share, spread = correct / total, Z95 * Z95 / total
-    centre = (share + spread / 2) / (1 + spread)
-    half = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
-
-
-def bootstrap(correct: int, total: int) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a share (Efron, "Bootstrap methods", Annals of Statistics 1979).
-
-    Of resampled images the number of correct ones is binomial with the observed share, so the percentiles are known
-    without resampling: this is the limit of infinitely many resamples.
-    """
-    share = correct / total
-    if share in (0.0, 1.0):
-        return share, share
-    k = torch.arange(total + 1, dtype=torch.float64)
-    log_ways = math.lgamma(total + 1) - torch.lgamma(k + 1) - torch.lgamma(total - k + 1)
-    cumulative = (log_ways + k * math.log(share) + (total - k) * math.log1p(-share)).exp().cumsum(0)
-    low, high = (int(torch.searchsorted(cumulative, q)) for q in (0.025, 0.975))
-    return low / total, high / total
 
 
 def ece(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:

@@ -1,0 +1,76 @@
+"""What the figures of all reports share: their canvas, folded names and tiles."""
+
+from collections.abc import Sequence
+from textwrap import shorten, wrap
+from typing import Any
+
+from twoview.report.page import Theme
+
+
+def fold(name: str, width: int, lines: int = 2) -> str:
+    """A name in lines of `width` letters, cut where it needs more than `lines`."""
+    parts = wrap(" ".join(name.split()), width) or [""]
+    if len(parts) > lines:
+        parts = [*parts[: lines - 1], shorten(" ".join(parts[lines - 1 :]), width, placeholder="…")]
+    return "\n".join(parts)
+
+
+def canvas(theme: Theme, height: float) -> Any:
+    """A figure as wide as the theme says, `height` inches high."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(theme.width, height), layout="constrained")
+
+
+def tiles(
+    panel: Any,
+    table: Sequence[Sequence[float | None]],
+    texts: Sequence[Sequence[str]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    theme: Theme,
+    outlined: Sequence[tuple[int, int]] = (),
+    apart: int = 0,
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """A heat map with its texts, coloured between `limits` (None: the least and the most); the last `apart` columns
+    stand apart without colour.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    ramp = LinearSegmentedColormap.from_list("ramp", theme.ramp)
+    coloured = len(columns) - apart
+    known = [x for row in table for x in row[:coloured] if x is not None] or [0.0]
+    low, high = limits or (min(known), max(known))
+    at = [j + 0.3 * (j >= coloured) for j in range(len(columns))]
+    panel.set(xlim=(0, at[-1] + 1), ylim=(len(rows), 0))
+    size = min(9.5, 28 * theme.width / (len(columns) + 4))
+    for i, row in enumerate(table):
+        for j, x in enumerate(row):
+            paint: Any = theme.paper
+            if j < coloured:
+                paint = theme.rule if x is None else ramp((x - low) / (high - low) if high > low else 0.5)
+                panel.add_patch(Rectangle((at[j] + 0.03, i + 0.03), 0.94, 0.94, fc=paint, lw=0))
+            panel.text(at[j] + 0.5, i + 0.5, texts[i][j], ha="center", va="center", color=ink_on(paint), size=size)
+    for i, j in outlined:
+        panel.add_patch(Rectangle((at[j] + 0.03, i + 0.03), 0.94, 0.94, fill=False, ec=theme.bad, lw=2.2, zorder=4))
+    names = [fold(name, 18, 1) for name in columns]
+    is_wide = max(map(len, names)) > 11 * theme.width / (len(columns) + 2)
+    turned = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if is_wide else {}
+    panel.set_xticks([x + 0.5 for x in at], names, **turned)
+    panel.set_yticks([i + 0.5 for i in range(len(rows))], [fold(name, 14 if theme.narrow else 26) for name in rows])
+    panel.tick_params(length=0, labeltop=True, labelbottom=False, colors=theme.ink)
+    panel.spines[:].set_visible(False)
+
+
+def ink_on(paint: Any) -> str:
+    """White or nearly black, whichever has the higher contrast ratio (WCAG 2.2)."""
+    from matplotlib.colors import to_rgb
+
+    def luminance(colour: Any) -> float:
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in to_rgb(colour)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05
+
+    white, black = "#ffffff", "#14181d"
+    return white if luminance(white) / luminance(paint) > luminance(paint) / luminance(black) else black
