@@ -206,7 +206,7 @@ def test_the_schedule_of_a_run() -> None:
 def test_parameters_split_into_weights_and_the_rest() -> None:
     net = network()
     net[3].weight.requires_grad_(False)
-    weights, others = split_parameters(net)
+    weights, others = split_parameters(net.parameters())
     assert [id(p) for p in weights] == [id(net[0].weight)]
     assert {id(p) for p in others} == {
         id(p) for p in (net[0].bias, net[3].bias, *net[1].parameters(), *net[4].parameters())

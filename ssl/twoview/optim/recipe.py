@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from twoview.errors import UserError
 from twoview.optim.lars import LARS
+from twoview.optim.role import Role
 
 
 class Recipe:
@@ -53,20 +55,29 @@ class Recipe:
         return self.lr_per_256 * {"linear": factor, "sqrt": math.sqrt(factor), "none": 1.0}[self.lr_scaling]
 
     def build(
-        self, module: nn.Module, batch_size: int, steps: int, epochs: int, fused: bool = True
+        self,
+        module: nn.Module,
+        batch_size: int,
+        steps: int,
+        epochs: int,
+        fused: bool = True,
+        roles: Sequence[Role] = (),
     ) -> tuple[Optimizer, LambdaLR]:
         """The optimizer of `module`'s trainable parameters and its schedule over `steps` optimizer steps in `epochs`
-        epochs. `fused`: the update of all weights in one kernel, where torch has that for the optimizer.
+        epochs. `fused`: the update of all weights in one kernel, where torch has that for the optimizer. `roles`: those
+        of them that are optimized otherwise; the rest comes first among the optimizer's groups.
         """
         if self.warmup_epochs > epochs:
             raise UserError(f"optimizer.warmup_epochs={self.warmup_epochs} is longer than the run's epochs={epochs}")
-        weights, biases_and_norms = split_parameters(module)
-        groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": self.weight_decay}]
-        if self.decay_bias_and_norm:
-            weights += biases_and_norms
-        elif biases_and_norms:
-            exempt: dict[str, Any] = {"params": biases_and_norms, "weight_decay": 0.0}
-            groups.append(exempt | ({"adapt": False} if _function(self.optimizer) is LARS else {}))
+        with_role = {parameter for role in roles for parameter in role.parameters}
+        rest = Role([p for p in module.parameters() if p.requires_grad and p not in with_role])
+        schedule = warmup_cosine(round(steps * self.warmup_epochs / max(epochs, 1)), steps)
+        groups: list[dict[str, Any]] = []
+        factors: list[Callable[[int], float]] = []
+        for role in (rest, *roles):
+            for group in self._groups(role):
+                groups.append(group)
+                factors.append(partial(_factor, schedule=schedule, role=role))
         try:
             optimizer = self.optimizer(
                 groups, lr=self.lr(batch_size), **({"fused": True} if fused and _can_fuse(self.optimizer) else {})
@@ -74,7 +85,25 @@ class Recipe:
         except (ValueError, TypeError, IndexError) as error:  # torch's
             values = ", ".join(f"{key}={value}" for key, value in getattr(self.optimizer, "keywords", {}).items())
             raise UserError(f"optimizer.optimizer takes other values than {values}: {error}") from error
-        return optimizer, LambdaLR(optimizer, warmup_cosine(round(steps * self.warmup_epochs / max(epochs, 1)), steps))
+        return optimizer, LambdaLR(optimizer, factors)
+
+    def _groups(self, role: Role) -> list[dict[str, Any]]:
+        """The role's parameters as groups of the optimizer, by what decays."""
+        weights, biases_and_norms = split_parameters(role.parameters)
+        decay = self.weight_decay if role.decay else 0.0
+        if self.decay_bias_and_norm:
+            groups: list[dict[str, Any]] = [{"params": weights + biases_and_norms, "weight_decay": decay}]
+        else:
+            exempt: dict[str, Any] = {"params": biases_and_norms, "weight_decay": 0.0}
+            groups = [
+                {"params": weights, "weight_decay": decay},
+                exempt | ({"adapt": False} if _function(self.optimizer) is LARS else {}),
+            ]
+        return [group for group in groups if group["params"]]
+
+
+def _factor(step: int, schedule: Callable[[int], float], role: Role) -> float:
+    return role.lr * (1.0 if role.constant else schedule(step))
 
 
 def _function(f: Any) -> Any:
@@ -86,9 +115,9 @@ def _can_fuse(optimizer: Callable[..., Optimizer]) -> bool:
     return not said and "fused" in inspect.signature(_function(optimizer)).parameters
 
 
-def split_parameters(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+def split_parameters(parameters: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Trainable parameters as (weights, biases and norms): the latter are those with a single dimension."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    trainable = [p for p in parameters if p.requires_grad]
     return [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
 
 
