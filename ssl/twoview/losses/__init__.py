@@ -15,6 +15,7 @@ from twoview.losses.prototypes import centred_softmax, sinkhorn, swapped_predict
 from twoview.losses.redundancy import Redundancy, barlow_twins
 from twoview.losses.regression import negative_cosine
 from twoview.losses.relational import Relation, relational
+from twoview.losses.spread import spread
 from twoview.losses.supervised import sup_con
 from twoview.losses.vicreg import VICReg, vicreg
 from twoview.losses.whitening import w_mse, whiten
@@ -44,6 +45,7 @@ __all__ = [
     "relational",
     "sigreg",
     "sinkhorn",
+    "spread",
     "sup_con",
     "swapped_prediction",
     "vicreg",

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Prototypes(nn.Module):
-    """z (N, `dim`) of any length -> its cosines (N, `count`) with unit vectors, in float32 at least, also under autocast.
+    """z (N, `dim`) of any length -> its cosines (N, `count`) with unit vectors, in float32 at least.
 
     Only the directions of `weight` (K, D) count, which is a weight-normed linear layer whose gain is fixed at 1. At
     temperature 0.04 the rounding of a cosine in bfloat16 would change a logit by 0.1.
