@@ -54,7 +54,7 @@ SYMMETRIC: dict[str, Loss] = {
     "w_mse": lambda a, b: w_mse([a, b], torch.arange(N), N),
     "lejepa": lambda a, b: lejepa([a, b], DIRECTIONS, 2).loss,
     "cor_info_max": lambda a, b: cor_info_max(a, b, [START, START]).loss,
-    "mmcr": lambda a, b: mmcr([a, b]),
+    "mmcr": lambda a, b: mmcr([a, b]).loss,
 }
 LABELLED: dict[str, Loss] = {"sup_con": lambda a, b: sup_con([a, b], LABEL, 0.2).loss}
 ONE_WAY: dict[str, Loss] = {

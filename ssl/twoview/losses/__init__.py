@@ -9,7 +9,7 @@ from twoview.losses.decoupled import decoupled_contrast
 from twoview.losses.factor import SingularError
 from twoview.losses.information import CorInfoMax, Moments, cor_info_max
 from twoview.losses.lejepa import LeJEPA, lejepa, sigreg
-from twoview.losses.manifold import mmcr
+from twoview.losses.manifold import Manifold, mmcr
 from twoview.losses.nearest import NearestContrast, nearest_contrast
 from twoview.losses.prototypes import centred_softmax, sinkhorn, swapped_prediction
 from twoview.losses.redundancy import Redundancy, barlow_twins
@@ -24,6 +24,7 @@ __all__ = [
     "Contrast",
     "CorInfoMax",
     "LeJEPA",
+    "Manifold",
     "Moments",
     "NearestContrast",
     "Redundancy",

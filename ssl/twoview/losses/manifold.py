@@ -1,6 +1,7 @@
 """MMCR: the centroids of the samples' views are to span as much as they can."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,15 @@ from torch import Tensor
 from twoview.losses.inputs import check_views, in_float32
 
 
+class Manifold(NamedTuple):
+    """Scalars: the `loss`, and the mean length of the centroids, `agreement`, 1 where all views agree, no gradient."""
+
+    loss: Tensor
+    agreement: Tensor
+
+
 @in_float32
-def mmcr(views: Sequence[Tensor]) -> Tensor:
+def mmcr(views: Sequence[Tensor]) -> Manifold:
     """Minus the nuclear norm of the centroids (MMCR, arXiv 2303.03307, equation 4, without the term of weight 0).
 
     `views`: V >= 2 tensors (N, D), all rows of the global batch, of any scale; rows are normalised. A sample's centroid
@@ -25,4 +33,4 @@ def mmcr(views: Sequence[Tensor]) -> Tensor:
     """
     check_views(views)
     centroids = torch.stack([F.normalize(view, dim=1) for view in views]).mean(dim=0)  # (N, D)
-    return -torch.linalg.svdvals(centroids).sum()
+    return Manifold(-torch.linalg.svdvals(centroids).sum(), centroids.detach().norm(dim=1).mean())
