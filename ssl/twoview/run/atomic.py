@@ -23,13 +23,18 @@ def replace_durably(part: Path, path: Path) -> None:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A new file beside `path` to be written; at the end of the block it takes its place, after an error it goes.
-    OSError as usual, at once where a folder is in the place.
+
+    It has the mode that the umask gives, also where the writer (safetensors) makes a file for its owner alone. OSError
+    as usual, at once where a folder is in the place.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     part = path.parent / f".{path.name[:80]}.{os.getpid()}.part"  # the name of "." is empty
     try:
+        part.touch()
+        mode = part.stat().st_mode
         yield part
+        part.chmod(mode)
         replace_durably(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -51,7 +56,6 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder; name a file by out=...")
         with whole(path) as part:
-            part.touch()
             yield part
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
