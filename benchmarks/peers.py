@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.encoder.resnet import resnet18, resnet50
 from twoview.encoder.small import Small
 from twoview.optim.lars import LARS
@@ -204,8 +204,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 class Pictures(Dataset[Any]):
     """The images of a set as PIL images, as torchvision's CIFAR10 hands them out, each turned into two views."""
 
-    def __init__(self, images: ImageSet, transform: Views) -> None:
-        self.pixels = images.images.permute(0, 2, 3, 1).contiguous().numpy()  # type: ignore[union-attr]
+    def __init__(self, images: SampleSet, transform: Views) -> None:
+        self.pixels = images.samples.permute(0, 2, 3, 1).contiguous().numpy()  # type: ignore[union-attr]
         self.transform = transform
 
     def __len__(self) -> int:
@@ -216,7 +216,7 @@ class Pictures(Dataset[Any]):
         return first, second
 
 
-def loader(peer: Peer, images: ImageSet, batch: int, workers: int, device: str) -> "DataLoader[Any]":
+def loader(peer: Peer, images: SampleSet, batch: int, workers: int, device: str) -> "DataLoader[Any]":
     pictures = Pictures(images, peer.transform(images.shape[-1]))
     return DataLoader(
         pictures, batch, shuffle=True, drop_last=True, num_workers=workers, pin_memory=device == "cuda" and workers > 0

@@ -84,7 +84,7 @@ def inside(path: Path) -> set[str]:
     for name in imports(path):
         parts = name.split(".")
         if parts[0] == "twoview":
-            ends = [".".join(parts[1:end]) for end in range(len(parts), 0, -1)]  # twoview.data.set.ImageSet, ...
+            ends = [".".join(parts[1:end]) for end in range(len(parts), 0, -1)]  # twoview.data.set.SampleSet, ...
             found.add(next(end for end in ends if end in known))
     return found
 

@@ -28,7 +28,7 @@ class Record(BatchAugment):
         super().__init__(p)
         self.seen: Tensor = torch.empty(0)
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         self.seen = draw.bits(4)
         return {"bits": self.seen}
 
@@ -39,7 +39,7 @@ class Record(BatchAugment):
 class Add(BatchAugment):
     """Adds a number in (0, 1] that is random per sample."""
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         return {"offset": 1 - draw.uniform(1)[:, 0]}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:

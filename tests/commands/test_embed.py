@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from twoview.commands import embed
 from twoview.data.image.shapes import shapes
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.encoder.frozen import digest
 from twoview.errors import UserError
 from twoview.evaluate.features import extract
@@ -48,7 +48,7 @@ def read(path: Path, kind: str) -> Read:
 
 
 @pytest.fixture
-def splits() -> dict[str, ImageSet]:
+def splits() -> dict[str, SampleSet]:
     """The images of the finished run."""
     loaded = {split: shapes(split=split, n_train=256, n_test=64, size=16) for split in ("train", "test")}
     return {split: images for split, images in loaded.items() if images is not None}
@@ -56,7 +56,7 @@ def splits() -> dict[str, ImageSet]:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_holds_what_extract_gives(
-    finished: Path, tmp_path: Path, command: Callable[..., Any], splits: dict[str, ImageSet], kind: str
+    finished: Path, tmp_path: Path, command: Callable[..., Any], splits: dict[str, SampleSet], kind: str
 ) -> None:
     ended = command(f"ckpt={finished}", f"format={kind}", f"out=f.{kind}", "batch_size=100", name="embed")
     assert ended.code == 0, ended.err
@@ -79,7 +79,7 @@ def test_a_file_holds_what_extract_gives(
 
 
 def test_z_is_the_head_of_h(
-    finished: Path, tmp_path: Path, command: Callable[..., Any], splits: dict[str, ImageSet]
+    finished: Path, tmp_path: Path, command: Callable[..., Any], splits: dict[str, SampleSet]
 ) -> None:
     assert command(f"ckpt={finished}", "features=z", "split=test", "out=z.npz", name="embed").code == 0
     columns, metadata = read(tmp_path / "z.npz", "npz")
@@ -215,9 +215,9 @@ def test_a_full_disk_is_said_and_leaves_nothing(finished: Path, tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_features_that_are_not_finite_are_named_by_their_image(finished: Path, splits: dict[str, ImageSet]) -> None:
+def test_features_that_are_not_finite_are_named_by_their_image(finished: Path, splits: dict[str, SampleSet]) -> None:
     encoder = load_encoder(finished)
-    marked = splits["test"].images[20].float() / 255
+    marked = splits["test"].samples[20].float() / 255
 
     class Broken(torch.nn.Module):
         def __init__(self) -> None:

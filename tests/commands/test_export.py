@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from twoview.commands import export
-from twoview.encoder.frozen import ImageEncoder, digest
+from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
 from twoview.run.checkpoint import build_encoder, load_encoder, save_encoder
 
@@ -50,7 +50,7 @@ def resnets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def normalised(encoder: ImageEncoder, images: torch.Tensor) -> torch.Tensor:
+def normalised(encoder: Frozen, images: torch.Tensor) -> torch.Tensor:
     return (images - encoder.mean.view(-1, 1, 1)) / encoder.std.view(-1, 1, 1)
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from twoview.commands import finetune
 from twoview.data.image.shapes import shapes
-from twoview.data.set import ImageSet
-from twoview.encoder.frozen import ImageEncoder, digest
+from twoview.data.set import SampleSet
+from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
 from twoview.evaluate.features import extract
 from twoview.run.checkpoint import load_encoder
@@ -26,25 +26,25 @@ CPU = torch.device("cpu")
 Recipe = finetune.Recipe
 
 
-def colours(n: int, seed: int = 0) -> ImageSet:
+def colours(n: int, seed: int = 0) -> SampleSet:
     """Three classes that a crop or a flip cannot hide: reddish, greenish and bluish noise."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 3
     images = torch.randint(0, 156, (n, 3, 16, 16), generator=generator, dtype=torch.uint8)
     images[torch.arange(n), labels] += 60
-    return ImageSet("colours", images, labels, ("red", "green", "blue"), (0.3,) * 3, (0.2,) * 3)
+    return SampleSet("colours", images, labels, ("red", "green", "blue"), (0.3,) * 3, (0.2,) * 3)
 
 
 @pytest.fixture
-def encoder(finished: Path) -> ImageEncoder:
+def encoder(finished: Path) -> Frozen:
     return load_encoder(finished)
 
 
-def run(encoder: ImageEncoder, train: ImageSet, test: ImageSet, *recipes: Recipe) -> dict[str, Any]:
+def run(encoder: Frozen, train: SampleSet, test: SampleSet, *recipes: Recipe) -> dict[str, Any]:
     return finetune.finetune(encoder, train, test, recipes, holdout=0.25, device=CPU)
 
 
-def test_it_learns_and_leaves_the_encoder_alone(encoder: ImageEncoder) -> None:
+def test_it_learns_and_leaves_the_encoder_alone(encoder: Frozen) -> None:
     before = digest(encoder)
     result = run(encoder, colours(90), colours(60, seed=1), Recipe(epochs=8, batch_size=30, lr=0.5, seed=0))
     assert result["top1"] > 0.9
@@ -58,7 +58,7 @@ def test_it_learns_and_leaves_the_encoder_alone(encoder: ImageEncoder) -> None:
     assert result["top5"] is None
 
 
-def test_the_whole_encoder_is_trained(encoder: ImageEncoder) -> None:
+def test_the_whole_encoder_is_trained(encoder: Frozen) -> None:
     model, _ = finetune.fit(encoder, colours(30), Recipe(epochs=2, batch_size=15, lr=0.5, seed=0), CPU)
     trained = dict(model[0].named_parameters())  # type: ignore[index]
     assert all(not torch.equal(trained[name], value) for name, value in encoder.named_parameters())
@@ -66,13 +66,13 @@ def test_the_whole_encoder_is_trained(encoder: ImageEncoder) -> None:
     assert not model.training
 
 
-def test_the_first_loss_is_that_of_chance(encoder: ImageEncoder) -> None:
+def test_the_first_loss_is_that_of_chance(encoder: Frozen) -> None:
     """The classifier starts at zero: before the first step every class is as likely."""
     _, losses = finetune.fit(encoder, colours(30), Recipe(epochs=1, batch_size=30, lr=0.1, seed=0), CPU)
     assert losses == [pytest.approx(math.log(3), abs=1e-6)]
 
 
-def test_it_repeats_to_the_bit_and_only_with_its_seed(encoder: ImageEncoder) -> None:
+def test_it_repeats_to_the_bit_and_only_with_its_seed(encoder: Frozen) -> None:
     def weights(seed: int) -> str:
         torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # of no consequence
         return digest(finetune.fit(encoder, colours(40), Recipe(2, 16, 0.1, seed), CPU)[0])
@@ -81,7 +81,7 @@ def test_it_repeats_to_the_bit_and_only_with_its_seed(encoder: ImageEncoder) -> 
     assert weights(3) != weights(4)
 
 
-def test_the_first_steps_are_those_of_sgd_written_out(encoder: ImageEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_steps_are_those_of_sgd_written_out(encoder: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nesterov momentum, half a cosine and the learning rate of the batch size, on the classifier's bias alone: with
     frozen features of zero the logits are the bias.
     """
@@ -97,7 +97,7 @@ def test_the_first_steps_are_those_of_sgd_written_out(encoder: ImageEncoder, mon
             return (x.mean(dim=(1, 2, 3))[:, None] * 0).expand(-1, 4) * self.scale
 
     images = colours(30).subset(torch.tensor([0, 3, 6, 9, 1, 2]))  # four red ones, a green and a blue one
-    nothing = ImageEncoder(Nothing(), images.mean, images.std)
+    nothing = Frozen(Nothing(), images.mean, images.std)
     model, losses = finetune.fit(nothing, images, Recipe(epochs=3, batch_size=6, lr=64.0, seed=0), CPU)
     share = torch.tensor([4 / 6, 1 / 6, 1 / 6])
     bias, velocity, expected = torch.zeros(3), torch.zeros(3), []
@@ -120,7 +120,7 @@ def test_batches_are_nearly_equal() -> None:
     assert recipe.peak(30) == pytest.approx(0.05 * 30 / 256)
 
 
-def test_of_several_learning_rates_the_best_one_held_out_is_taken(encoder: ImageEncoder) -> None:
+def test_of_several_learning_rates_the_best_one_held_out_is_taken(encoder: Frozen) -> None:
     """One that moves nothing and one that diverges lose; the test set is not asked."""
     train, test = colours(90), colours(30, seed=1)
     rates = (1e-7, 0.5, 1e12)
@@ -134,12 +134,12 @@ def test_of_several_learning_rates_the_best_one_held_out_is_taken(encoder: Image
     assert (alone["path"], alone["holdout_size"]) == ([], 0)
 
 
-def test_divergence_is_said(encoder: ImageEncoder) -> None:
+def test_divergence_is_said(encoder: Frozen) -> None:
     with pytest.raises(UserError, match=r"the loss is (nan|inf) in epoch \d; use a smaller lr_per_256 than 1e\+12$"):
         run(encoder, colours(30), colours(9), Recipe(epochs=5, batch_size=10, lr=1e12, seed=0))
 
 
-def test_bfloat16_ends_near_float32(encoder: ImageEncoder) -> None:
+def test_bfloat16_ends_near_float32(encoder: Frozen) -> None:
     losses = [
         run(encoder, colours(60), colours(9), Recipe(4, 30, 0.2, 0, precision))["losses"]
         for precision in ("32-true", "bf16-mixed")
@@ -294,7 +294,7 @@ def test_bad_words(finished: Path, command: Callable[..., Any], words: list[str]
 
 
 @pytest.mark.skipif("TWOVIEW_DATA" not in os.environ, reason="needs CIFAR-10 in $TWOVIEW_DATA")
-def test_cifar_10_is_learned_from_one_per_cent_of_its_labels(encoder: ImageEncoder) -> None:
+def test_cifar_10_is_learned_from_one_per_cent_of_its_labels(encoder: Frozen) -> None:
     from twoview.data.image.cifar import cifar10
 
     train, test = (cifar10(os.environ["TWOVIEW_DATA"], split) for split in ("train", "test"))

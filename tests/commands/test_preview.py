@@ -30,7 +30,7 @@ from twoview.cli import schema
 from twoview.commands import preview
 from twoview.data.batches import GlobalBatches, TwoViewDataModule
 from twoview.data.image.shapes import shapes
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.report import sheet
 from twoview.rng import Draw
@@ -44,7 +44,7 @@ SHAPES = ("data=shapes", "data.n_train=40", "data.n_test=2", "data.size=16")
 class Negative(BatchAugment):
     """An operation that cannot be overlooked, with a parameter."""
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> dict[str, Tensor]:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> dict[str, Tensor]:
         return {"level": draw.uniform(1)[:, 0]}
 
     def apply(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
@@ -52,15 +52,15 @@ class Negative(BatchAugment):
 
 
 @pytest.fixture(scope="module")
-def images() -> ImageSet:
+def images() -> SampleSet:
     return shapes("train", n_train=40, n_test=2, size=16)
 
 
-def views_of(images: ImageSet, **ops: BatchAugment) -> TwoViews:
+def views_of(images: SampleSet, **ops: BatchAugment) -> TwoViews:
     return TwoViews(ops, images.mean, images.std, seed=3)
 
 
-def first_batch_of_a_run(config: dict[str, Any], count: int) -> tuple[ImageSet, Tensor]:
+def first_batch_of_a_run(config: dict[str, Any], count: int) -> tuple[SampleSet, Tensor]:
     """The samples that come first in training, from the code that trains."""
     train = schema.build(config["data"])(split="train")
     views = schema.build(config["augment"], mean=train.mean, std=train.std, seed=config["seed"])
@@ -102,7 +102,7 @@ def test_the_sheet_holds_the_very_pixels_that_a_run_trains_on(
             assert all(holds(page, original / 255, zoom=8) for original in originals)
 
 
-def test_columns_stand_under_their_strengths(images: ImageSet) -> None:
+def test_columns_stand_under_their_strengths(images: SampleSet) -> None:
     policies = [
         TwoViews({"jitter": ColorJitter(strength=s)}, images.mean, images.std, strength=s) for s in (0.0, 0.2, 1.0)
     ]
@@ -116,7 +116,7 @@ def test_columns_stand_under_their_strengths(images: ImageSet) -> None:
             assert torch.equal(drawn, expected)
 
 
-def test_other_numbers_give_other_pictures(images: ImageSet) -> None:
+def test_other_numbers_give_other_pictures(images: SampleSet) -> None:
     views = views_of(images, crop=RandomResizedCrop())
     pictures = []
     for seed, epoch in ((3, 0), (3, 1), (4, 0)):
@@ -147,7 +147,7 @@ def test_several_strengths_can_be_said_as_the_policys_own(command: Command, tmp_
     ) or ("list" in command("augment.strength=0,1", name="preview_augment").error)
 
 
-def test_the_first_images_are_named_by_class_and_number(images: ImageSet, compose: Compose) -> None:
+def test_the_first_images_are_named_by_class_and_number(images: SampleSet, compose: Compose) -> None:
     samples = preview.first_samples(images, 5, seed=7, epoch=9)
     _, index = first_batch_of_a_run(compose(*SHAPES, "seed=7"), 5)
     assert torch.equal(samples.index, index)
@@ -168,7 +168,7 @@ def test_applied_says_which_rows_an_operation_changes(p: float) -> None:
     assert abs(changed.float().mean() - p) < 0.1
 
 
-def test_a_picture_of_one_operation_is_made_with_the_parameters_under_it(images: ImageSet) -> None:
+def test_a_picture_of_one_operation_is_made_with_the_parameters_under_it(images: SampleSet) -> None:
     samples = preview.first_samples(images, 30, seed=0, epoch=0)
     numbers = Draw(0, 0, samples.index, 0, "jitter")
     op = ColorJitter(strength=0.5)
@@ -210,7 +210,7 @@ def test_parameters_in_words(params: dict[str, Tensor], words: list[str]) -> Non
     assert preview.describe(params) == words
 
 
-def test_each_operation_has_its_band_and_those_of_the_second_view_theirs(images: ImageSet) -> None:
+def test_each_operation_has_its_band_and_those_of_the_second_view_theirs(images: SampleSet) -> None:
     ops = {"flip": HorizontalFlip(), "gray": Grayscale(), "crop": RandomResizedCrop()}
     views = TwoViews(ops, images.mean, images.std, second={"gray": Negative(1.0), "flip": None})
     samples = preview.first_samples(images, 2, seed=0, epoch=4)
@@ -239,7 +239,7 @@ def test_overlap_is_the_share_of_common_pixels(a: tuple[int, ...], b: tuple[int,
     assert preview.overlap(*both[::-1]).item() == pytest.approx(expected)
 
 
-def test_boxes_are_the_parts_that_the_views_show(images: ImageSet) -> None:
+def test_boxes_are_the_parts_that_the_views_show(images: SampleSet) -> None:
     views = views_of(images, crop=RandomResizedCrop())
     samples = preview.first_samples(images, 10, seed=3, epoch=1)
     rows = preview.by_pair(views, samples)[0].rows
@@ -256,7 +256,7 @@ def test_boxes_are_the_parts_that_the_views_show(images: ImageSet) -> None:
             assert picture.caption[0] == f"{box[3]} × {box[2]} px"
 
 
-def test_a_crop_left_out_shows_the_whole_image(images: ImageSet) -> None:
+def test_a_crop_left_out_shows_the_whole_image(images: SampleSet) -> None:
     samples = preview.first_samples(images, 40, seed=3, epoch=0)
     boxes = preview.crop_boxes(views_of(images, crop=RandomResizedCrop(scale=(0.1, 0.3), p=0.5)), samples, view=0)
     whole = (boxes == torch.tensor([0, 0, 16, 16])).all(dim=1)
@@ -264,7 +264,7 @@ def test_a_crop_left_out_shows_the_whole_image(images: ImageSet) -> None:
     assert (boxes[~whole][:, 2:].prod(dim=1) < 0.4 * 256).all()
 
 
-def test_a_positive_tells_what_else_happened_to_it(images: ImageSet) -> None:
+def test_a_positive_tells_what_else_happened_to_it(images: SampleSet) -> None:
     ops = {"flip": HorizontalFlip(p=0.5), "negative": Negative(1.0), "gray": Grayscale(p=0.0)}
     views = views_of(images, crop=RandomResizedCrop(scale=(1, 1), ratio=(1, 1)), **ops)
     samples = preview.first_samples(images, 20, seed=3, epoch=0)
@@ -338,7 +338,7 @@ class Mixed(TwoViews):
 
 
 @pytest.mark.parametrize("kind", [TwoViews, Mixed])
-def test_the_sheet_of_a_run_shows_the_same_positives(kind: type[TwoViews], images: ImageSet) -> None:
+def test_the_sheet_of_a_run_shows_the_same_positives(kind: type[TwoViews], images: SampleSet) -> None:
     views = kind({"crop": RandomResizedCrop(), "jitter": ColorJitter()}, images.mean, images.std, seed=3)
     data = TwoViewDataModule(images, views, batch_size=8, seed=3)
     samples = preview.first_samples(images, 5, seed=3, epoch=0)

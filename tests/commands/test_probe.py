@@ -15,7 +15,7 @@ from PIL import Image
 
 from twoview.commands import probe
 from twoview.data.image.shapes import shapes
-from twoview.encoder.frozen import ImageEncoder, digest
+from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
 from twoview.evaluate.classify.knn import knn_accuracy
 from twoview.evaluate.classify.protocols import crops
@@ -142,7 +142,7 @@ def test_old_checkpoints_do_not_know_their_image_size(run_folder: Path, command:
 def test_an_encoder_that_changes_while_it_is_probed_gives_no_result(
     run_folder: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def drifting(encoder: ImageEncoder, *args: Any) -> Any:
+    def drifting(encoder: Frozen, *args: Any) -> Any:
         take = crops(encoder, *args)
 
         def drifts(index: torch.Tensor, epoch: int) -> torch.Tensor:
@@ -179,7 +179,7 @@ def test_an_encoder_that_changes_while_it_is_read_is_noticed(finished: Path) -> 
 
     images = shapes(split="train", n_train=10, n_test=10, size=16)
     assert images is not None
-    judged = probe.Subject(ImageEncoder(Drifting(), images.mean, images.std), images, images, torch.device("cpu"))
+    judged = probe.Subject(Frozen(Drifting(), images.mean, images.std), images, images, torch.device("cpu"))
     with pytest.raises(UserError, match="the encoder changed"):
         judged.features()
 

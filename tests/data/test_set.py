@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from twoview.data.image import decode as module
 from twoview.data.image.decode import Blob, Encoded, decode, load_images
-from twoview.data.set import ImageSet, pixel_statistics, stratified_split
+from twoview.data.set import SampleSet, pixel_statistics, stratified_split
 from twoview.errors import UserError
 
 
@@ -35,28 +35,28 @@ def blobs(pixels: Tensor) -> list[Blob]:
     return [Blob(f"row {i}", png(Image.fromarray(p.permute(1, 2, 0).numpy()))) for i, p in enumerate(pixels)]
 
 
-def make(n: int = 6, **changes: object) -> ImageSet:
+def make(n: int = 6, **changes: object) -> SampleSet:
     fields = {
         "name": "noise",
-        "images": noise(n),
+        "samples": noise(n),
         "labels": torch.arange(n) % 2,
         "classes": ("a", "b"),
         "mean": (0.5,) * 3,
         "std": (0.25,) * 3,
         "factors": {"hue": torch.linspace(0, 1, n)},
     }
-    return ImageSet(**(fields | changes))  # type: ignore[arg-type]
+    return SampleSet(**(fields | changes))  # type: ignore[arg-type]
 
 
-# ImageSet
+# SampleSet
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"images": noise(6).float()}, "uint8"),
-        ({"images": noise(6)[0]}, "uint8"),
-        ({"images": noise(0), "labels": torch.arange(0)}, "no pixels"),
+        ({"samples": noise(6).float()}, "uint8"),
+        ({"samples": noise(6)[0]}, "uint8"),
+        ({"samples": noise(0), "labels": torch.arange(0)}, "no pixels"),
         ({"labels": torch.arange(5) % 2}, "labels must be"),
         ({"labels": (torch.arange(6) % 2).int()}, "labels must be"),
         ({"labels": torch.arange(6) % 3}, "0 ... 2, but there are 2 classes"),
@@ -77,7 +77,7 @@ def test_contradictory_sets_are_refused(changes: dict[str, object], words: str) 
 
 def test_set_in_memory_and_on_demand_are_the_same_set() -> None:
     pixels = noise(6)
-    memory, demand = make(images=pixels), make(images=Encoded(blobs(pixels)))
+    memory, demand = make(samples=pixels), make(samples=Encoded(blobs(pixels)))
     assert memory.in_memory
     assert not demand.in_memory
     assert memory.shape == demand.shape == (3, 5, 7)
@@ -92,7 +92,7 @@ def test_set_in_memory_and_on_demand_are_the_same_set() -> None:
 @settings(max_examples=30, deadline=None)
 def test_subset_of_subset_is_fetching(rows: list[int], on_demand: bool, data: st.DataObject) -> None:
     pixels = noise(6)
-    whole = make(images=Encoded(blobs(pixels)) if on_demand else pixels)
+    whole = make(samples=Encoded(blobs(pixels)) if on_demand else pixels)
     index = torch.tensor(rows)
     part = whole.subset(index)
     again = torch.tensor(data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=4)))
@@ -110,10 +110,10 @@ def test_digest_depends_on_every_pixel_label_and_on_the_shape() -> None:
     pixels = noise(6)
     pixels[5, 2, 4, 6] ^= 1
     others = [
-        make(images=pixels),
+        make(samples=pixels),
         make(labels=1 - torch.arange(6) % 2),
         make(labels=None, classes=()),
-        make(images=noise(6).view(6, 3, 7, 5)),
+        make(samples=noise(6).view(6, 3, 7, 5)),
     ]
     assert len({whole.digest(), *(other.digest() for other in others)}) == 5
 
@@ -122,19 +122,19 @@ def test_digest_depends_on_every_pixel_label_and_on_the_shape() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_moving_moves_everything_that_is_in_memory() -> None:
     moved = make().to("cuda")
-    assert isinstance(moved.images, Tensor)
+    assert isinstance(moved.samples, Tensor)
     assert moved.labels is not None
-    assert {moved.images.device.type, moved.labels.device.type, moved.factors["hue"].device.type} == {"cuda"}
+    assert {moved.samples.device.type, moved.labels.device.type, moved.factors["hue"].device.type} == {"cuda"}
     assert moved.fetch(torch.arange(2)).device.type == "cuda"
     assert moved.subset(torch.arange(2)).digest() == make().subset(torch.arange(2)).digest()
-    assert make(images=Encoded(blobs(noise(6)))).to("cuda").fetch(torch.arange(2)).device.type == "cpu"
+    assert make(samples=Encoded(blobs(noise(6)))).to("cuda").fetch(torch.arange(2)).device.type == "cpu"
 
 
 def test_on_demand_sets_travel_to_workers(tmp_path: Path) -> None:
     pixels = noise(4)
     for i, blob in enumerate(blobs(pixels)):
         (tmp_path / f"{i}.png").write_bytes(blob.data)
-    whole = make(4, images=Encoded(sorted(tmp_path.iterdir()))).subset(torch.tensor([2, 1]))
+    whole = make(4, samples=Encoded(sorted(tmp_path.iterdir()))).subset(torch.tensor([2, 1]))
     there = pickle.loads(pickle.dumps(whole))
     assert torch.equal(there.fetch(torch.arange(2)), pixels[[2, 1]])
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from twoview.data.set import ImageSet
-from twoview.encoder.frozen import ImageEncoder, digest
+from twoview.data.set import SampleSet
+from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
 from twoview.evaluate.features import extract
 
@@ -28,31 +28,31 @@ class Decoded:
         return self.images[index].clone()
 
 
-def image_set(n: int = 23, in_memory: bool = True) -> ImageSet:
+def image_set(n: int = 23, in_memory: bool = True) -> SampleSet:
     images = torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
     half = (0.5,) * 3
-    return ImageSet("noise", images if in_memory else Decoded(images), None, (), half, half)
+    return SampleSet("noise", images if in_memory else Decoded(images), None, (), half, half)
 
 
 @pytest.fixture
-def encoder() -> ImageEncoder:
+def encoder() -> Frozen:
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     net.dim = 6  # type: ignore[assignment]
-    return ImageEncoder(net, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    return Frozen(net, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 
 
-def test_image_encoder_normalises_each_channel(encoder: ImageEncoder) -> None:
+def test_image_encoder_normalises_each_channel(encoder: Frozen) -> None:
     assert encoder.dim == 6
-    plain = ImageEncoder(encoder.encoder.eval(), (0.0,) * 3, (1.0,) * 3).eval()
+    plain = Frozen(encoder.encoder.eval(), (0.0,) * 3, (1.0,) * 3).eval()
     images = torch.rand(4, 3, 8, 8)
     by_hand = torch.stack([(images[:, c] - m) / s for c, (m, s) in enumerate([(0.4, 0.2), (0.5, 0.25), (0.6, 0.3)])], 1)
     torch.testing.assert_close(encoder.eval()(images), plain(by_hand))
 
 
-def test_features_are_those_of_the_eval_mode_encoder_one_image_at_a_time(encoder: ImageEncoder) -> None:
+def test_features_are_those_of_the_eval_mode_encoder_one_image_at_a_time(encoder: Frozen) -> None:
     data = image_set()
     h = extract(encoder, data, batch_size=5)
     encoder.eval()
@@ -64,19 +64,19 @@ def test_features_are_those_of_the_eval_mode_encoder_one_image_at_a_time(encoder
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 23, 1000])
-def test_batch_size_does_not_matter(encoder: ImageEncoder, batch_size: int) -> None:
+def test_batch_size_does_not_matter(encoder: Frozen, batch_size: int) -> None:
     torch.testing.assert_close(
         extract(encoder, image_set(), batch_size), extract(encoder, image_set(), 10), atol=1e-6, rtol=0
     )
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_decoding_on_demand_gives_the_same_features_in_the_same_order(encoder: ImageEncoder, num_workers: int) -> None:
+def test_decoding_on_demand_gives_the_same_features_in_the_same_order(encoder: Frozen, num_workers: int) -> None:
     there = extract(encoder, image_set(in_memory=False), batch_size=5, num_workers=num_workers)
     assert torch.equal(there, extract(encoder, image_set(), batch_size=5))
 
 
-def test_training_mode_and_batch_norm_statistics_survive(encoder: ImageEncoder) -> None:
+def test_training_mode_and_batch_norm_statistics_survive(encoder: Frozen) -> None:
     encoder.train()
     encoder.encoder[1].eval()  # type: ignore[index]
     modes = [module.training for module in encoder.modules()]
@@ -88,29 +88,29 @@ def test_training_mode_and_batch_norm_statistics_survive(encoder: ImageEncoder) 
     assert torch.equal(h, extract(encoder.eval(), image_set()))
 
 
-def test_modes_are_restored_after_a_failure(encoder: ImageEncoder) -> None:
+def test_modes_are_restored_after_a_failure(encoder: Frozen) -> None:
     encoder.train()
-    grey = ImageSet("grey", torch.zeros(2, 5, 8, 8, dtype=torch.uint8), None, (), (0.5,) * 5, (0.5,) * 5)
+    grey = SampleSet("grey", torch.zeros(2, 5, 8, 8, dtype=torch.uint8), None, (), (0.5,) * 5, (0.5,) * 5)
     with pytest.raises(RuntimeError):
         extract(encoder, grey)
     assert all(module.training for module in encoder.modules())
 
 
-def test_features_can_be_trained_on(encoder: ImageEncoder) -> None:
+def test_features_can_be_trained_on(encoder: Frozen) -> None:
     head = nn.Linear(6, 2)
     head(extract(encoder, image_set())).sum().backward()
     assert head.weight.grad is not None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_features_that_are_not_finite_name_the_set(encoder: ImageEncoder, value: float) -> None:
+def test_features_that_are_not_finite_name_the_set(encoder: Frozen, value: float) -> None:
     with torch.no_grad():
         encoder.encoder[1].bias[0] = value  # type: ignore[index, union-attr]
     with pytest.raises(UserError, match=r"23 of the 23 images of 'noise'.*earlier checkpoint"):
         extract(encoder, image_set())
 
 
-def test_digest_sees_every_bit_and_not_the_mode(encoder: ImageEncoder) -> None:
+def test_digest_sees_every_bit_and_not_the_mode(encoder: Frozen) -> None:
     encoder.register_buffer("unsaved", torch.zeros(3), persistent=False)
     before = digest(encoder)
     assert digest(encoder.train()) == digest(encoder.eval()) == before

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from faults.battery import table
 from twoview.data.image.decode import Encoded
-from twoview.data.set import ImageSet
-from twoview.encoder.frozen import ImageEncoder
+from twoview.data.set import SampleSet
+from twoview.encoder.frozen import Frozen
 from twoview.evaluate.features import extract
 from twoview.run.checkpoint import read_checkpoint
 from twoview.watch.meter import Meter
@@ -304,9 +304,9 @@ def test_features_of_floats_that_are_none_name_the_image() -> None:
 
     images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
     images[3] = 7
-    images_set = ImageSet("gray", images, None, (), (0.5,) * 3, (0.2,) * 3)
+    images_set = SampleSet("gray", images, None, (), (0.5,) * 3, (0.2,) * 3)
     with pytest.raises(Exception, match="image 3"):
-        extract(ImageEncoder(Divides(), [0.0] * 3, [1.0] * 3), images_set)
+        extract(Frozen(Divides(), [0.0] * 3, [1.0] * 3), images_set)
 
 
 @pytest.mark.parametrize("step", [1, 5, 11])

@@ -84,10 +84,10 @@ def test_data_are_their_pixels_and_labels() -> None:
     assert data_digest(images) == data_digest(shapes("train", n_train=50, size=8))  # type: ignore[arg-type]
     assert data_digest(images) != data_digest(shapes("train", n_train=50, size=8, seed=1))  # type: ignore[arg-type]
     before = data_digest(images)
-    assert isinstance(images.images, torch.Tensor)
-    images.images[7, 0, 0, 0] ^= 1
+    assert isinstance(images.samples, torch.Tensor)
+    images.samples[7, 0, 0, 0] ^= 1
     assert data_digest(images) != before
-    images.images[7, 0, 0, 0] ^= 1
+    images.samples[7, 0, 0, 0] ^= 1
     assert images.labels is not None
     images.labels[3] = (images.labels[3] + 1) % 10
     assert data_digest(images) != before

@@ -25,7 +25,7 @@ from torch import Tensor
 from twoview.augment.views import TwoViews
 from twoview.data.batches import GlobalBatches, TwoViewDataModule
 from twoview.data.image.shapes import shapes
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.model.simclr import SimCLR
 from twoview.run.saving import Checkpoints, Interrupted
@@ -483,7 +483,7 @@ def test_a_learning_rate_out_of_all_reason_is_named(tiny: list[str], command: Ca
 
 
 def data_module(n: int, batch_size: int, seed: int = 0, **arguments: Any) -> TwoViewDataModule:
-    images = ImageSet("n", torch.zeros(n, 3, 1, 1, dtype=torch.uint8), None, (), (0.0,) * 3, (1.0,) * 3)
+    images = SampleSet("n", torch.zeros(n, 3, 1, 1, dtype=torch.uint8), None, (), (0.0,) * 3, (1.0,) * 3)
     return TwoViewDataModule(images, TwoViews({}, images.mean, images.std), batch_size, seed, **arguments)
 
 
@@ -589,7 +589,7 @@ def photos(tmp_path: Path) -> Path:
         for i in range(n):
             folder = tmp_path / "photos" / split / f"class{i % 4}"
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(images.images[i].permute(1, 2, 0).numpy()).save(folder / f"{i:02}.png")
+            Image.fromarray(images.samples[i].permute(1, 2, 0).numpy()).save(folder / f"{i:02}.png")
     return tmp_path / "photos"
 
 

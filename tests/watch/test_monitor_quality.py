@@ -107,15 +107,15 @@ def test_views_are_those_of_the_epoch_of_the_same_images() -> None:
     meter: Any = FakeMeter()
     monitor = QualityMonitor(meter, images=16)
     v1, v2 = monitor.features(trainer, model)["h"]
-    train, views = trainer.datamodule.images, trainer.datamodule.views
-    every1, every2 = (v.flatten(1) for v in views(train.images, torch.arange(40), epoch=0))
+    train, views = trainer.datamodule.train, trainer.datamodule.views
+    every1, every2 = (v.flatten(1) for v in views(train.samples, torch.arange(40), epoch=0))
     rows = torch.cdist(v1, every1).argmin(1)
     assert len(rows.unique()) == 16
     torch.testing.assert_close(v1, every1[rows])
     torch.testing.assert_close(v2, every2[rows])
     trainer.current_epoch = 1
     again = monitor.features(trainer, model)["h"][0]
-    torch.testing.assert_close(again, views(train.images, torch.arange(40), epoch=1)[0].flatten(1)[rows])
+    torch.testing.assert_close(again, views(train.samples, torch.arange(40), epoch=1)[0].flatten(1)[rows])
     assert not torch.equal(again, v1)
     mixing, model2, _ = stage(mix=True)
     model2.encoder, model2.projector = nn.Flatten(), nn.Identity()

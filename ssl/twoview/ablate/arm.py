@@ -17,8 +17,8 @@ from torch import Tensor
 
 from twoview.cli import schema
 from twoview.cli.entry import explain, output_dir, plain
-from twoview.data.set import ImageSet
-from twoview.encoder.frozen import ImageEncoder
+from twoview.data.set import SampleSet
+from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.classify.knn import knn_accuracy
 from twoview.evaluate.classify.linear import probe
@@ -156,9 +156,7 @@ def judged(config: Mapping[str, Any], judge: Judge, folder: Path) -> dict[str, A
         return _judged(config, judge, encoder, projector)
 
 
-def _judged(
-    config: Mapping[str, Any], judge: Judge, encoder: ImageEncoder, projector: torch.nn.Module
-) -> dict[str, Any]:
+def _judged(config: Mapping[str, Any], judge: Judge, encoder: Frozen, projector: torch.nn.Module) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     load = schema.build(config["data"])
     train, test = load(split="train"), load(split="test")
@@ -197,7 +195,7 @@ def _judged(
 
 @torch.no_grad()
 def _pairs(
-    config: Mapping[str, Any], train: ImageSet, index: Tensor, encoder: ImageEncoder, projector: torch.nn.Module
+    config: Mapping[str, Any], train: SampleSet, index: Tensor, encoder: Frozen, projector: torch.nn.Module
 ) -> dict[str, Any]:
     """Quality of h and z on positives of the arm's own policy: what the pretext task made of them."""
     views = schema.build(config["augment"] | {"mix": None}, mean=train.mean, std=train.std, seed=config["seed"])
@@ -209,7 +207,7 @@ def _pairs(
     return {"h": quality(h1, h2), "z": quality(projector(h1), projector(h2))}
 
 
-def _factors(bank: Tensor, labelled: ImageSet, queries: Tensor, test: ImageSet, g: torch.nn.Module) -> dict[str, Any]:
+def _factors(bank: Tensor, labelled: SampleSet, queries: Tensor, test: SampleSet, g: torch.nn.Module) -> dict[str, Any]:
     """How well every recorded factor can be read from h and from z."""
     if not labelled.factors:
         return {}

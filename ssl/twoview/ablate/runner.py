@@ -31,7 +31,7 @@ from twoview.ablate.study import Arm, Plan, Study
 from twoview.ablate.trial import affordable, measured_seconds, steps_of_an_epoch
 from twoview.cli import schema
 from twoview.cli.entry import explain, overrides, plain
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.report.words import clock, listed
 from twoview.run.identity import code_digest, data_digest, differences, relevant
@@ -107,7 +107,7 @@ def _command(config: dict[str, Any]) -> int:
 
 
 def _ablate(
-    config: dict[str, Any], study: Study, plan: Plan, judge: Judge, base: dict[str, Any], train: ImageSet, folder: Path
+    config: dict[str, Any], study: Study, plan: Plan, judge: Judge, base: dict[str, Any], train: SampleSet, folder: Path
 ) -> int:
     more = []
     if config["budget"] is not None:
@@ -165,10 +165,10 @@ def _check(config: dict[str, Any]) -> tuple[Study, Judge]:
     return schema.build(config["study"]), schema.build(config["judge"])
 
 
-def _labelled(base: dict[str, Any]) -> ImageSet:
+def _labelled(base: dict[str, Any]) -> SampleSet:
     """The training images; UserError if no accuracy can be had from the data."""
     load = schema.build(base["data"])
-    train: ImageSet = load(split="train")
+    train: SampleSet = load(split="train")
     test = load(split="test")
     if train.labels is None or test is None or test.labels is None:
         raise UserError(
@@ -177,7 +177,7 @@ def _labelled(base: dict[str, Any]) -> ImageSet:
     return train
 
 
-def _settings(study: Study, plan: Plan, judge: Judge, base: dict[str, Any], train: ImageSet) -> dict[str, Any]:
+def _settings(study: Study, plan: Plan, judge: Judge, base: dict[str, Any], train: SampleSet) -> dict[str, Any]:
     """What `study.json` says."""
     words = overrides()
     return {
@@ -221,7 +221,7 @@ def _refuse_other_study(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _refuse_other_code(finished: Sequence[Job], settings: dict[str, Any], train: ImageSet) -> None:
+def _refuse_other_code(finished: Sequence[Job], settings: dict[str, Any], train: SampleSet) -> None:
     """Said before hours of training: the report would refuse to compare old arms with new ones."""
     now = {"code": code_digest(), "data": data_digest(train)}
     known = [_json(job.folder / "result.json").get("identity") or {} for job in finished]

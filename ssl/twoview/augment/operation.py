@@ -23,18 +23,18 @@ class BatchAugment:
             raise UserError(f"{type(self).__name__}: the probability p must lie in [0, 1], not {p}")
         self.p = p
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
-        """Parameters of `n` samples of height and width `size`: a dict of tensors whose first dimension is `n`."""
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
+        """Parameters of `n` samples of `shape` (images: C, H, W): a dict of tensors whose first dimension is `n`."""
         raise NotImplementedError
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         """Augments every row of `images`, float (B, C, H, W) in [0, 1], with its row of `params`."""
         raise NotImplementedError
 
-    def plan(self, draw: Draw, n: int, size: tuple[int, int]) -> Plan:
+    def plan(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Plan:
         """What `sample` gives, and which of the `n` samples the probability picks: bool (n,), None for all."""
         chosen = None if self.p == 1 else draw.of(f"{draw.stream}/p").uniform(1)[:, 0] < self.p
-        return self.sample(draw, n, size), chosen
+        return self.sample(draw, n, shape), chosen
 
     def act(self, images: Tensor, plan: Plan) -> Tensor:
         """Augments the rows that the probability picks; the others come back as they were."""
@@ -49,7 +49,7 @@ class BatchAugment:
         return images.index_copy(0, rows, changed)
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
-        return self.act(images, self.plan(draw, len(images), (images.shape[-2], images.shape[-1])))
+        return self.act(images, self.plan(draw, len(images), tuple(images.shape[1:])))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in vars(self).items())})"

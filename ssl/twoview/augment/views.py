@@ -125,7 +125,7 @@ class TwoViews(nn.Module):
                 x = _as_float(images[rows])
                 for name, op in ops.items():
                     if name not in plans:
-                        plans[name] = op.plan(draw.of(name), n, (x.shape[-2], x.shape[-1]))
+                        plans[name] = op.plan(draw.of(name), n, tuple(x.shape[1:]))
                     params, chosen = plans[name]
                     part = {key: value[rows] for key, value in params.items()}
                     x = op.act(x, (part, chosen if chosen is None else chosen[rows]))

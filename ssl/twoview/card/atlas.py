@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twoview.card.parts import Encoder, Judged
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.rng import permutation
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def sheet(judged: Judged) -> list[Shown]:
     return shown
 
 
-def _queries(test: ImageSet, seed: int) -> list[int]:
+def _queries(test: SampleSet, seed: int) -> list[int]:
     order = permutation(len(test), seed, 0, "queries")
     if test.labels is None:
         return order[:QUERIES].tolist()

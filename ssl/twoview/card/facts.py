@@ -11,7 +11,7 @@ from typing import Any
 from twoview.card import parts
 from twoview.card.parts import OTHER, RUN, UNTRAINED, Judged
 from twoview.cli.entry import overrides
-from twoview.encoder.frozen import ImageEncoder
+from twoview.encoder.frozen import Frozen
 from twoview.evaluate.classify.score import fingerprint
 from twoview.evaluate.subject import Subject, checkpoint_file
 from twoview.run.identity import apart, differences
@@ -96,7 +96,7 @@ def caveats(judged: Judged, own: Subject, missing: Mapping[str, str]) -> list[st
     return found + [f"{name.replace('_', ' ').capitalize()}: {why}" for name, why in left_out.items()]
 
 
-def _unlike(mine: ImageEncoder, theirs: ImageEncoder) -> list[str]:
+def _unlike(mine: Frozen, theirs: Frozen) -> list[str]:
     """In what the other run is another one, if it is."""
     changes = differences(mine.config, theirs.config)  # type: ignore[arg-type]
     changes += [f"another {part}" for part in apart(mine.identity, theirs.identity)]  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twoview.data.set import ImageSet, stratified_split
-from twoview.encoder.frozen import ImageEncoder
+from twoview.data.set import SampleSet, stratified_split
+from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.classify.calibration import reliability
 from twoview.evaluate.classify.linear import ConvexResult, probe
@@ -36,7 +36,7 @@ FRESH = 10**6  # an epoch that no run has seen: its views are new
 class Encoder:
     """One of the encoders of a card, with its features (N, D) of both splits."""
 
-    network: ImageEncoder
+    network: Frozen
     projector: nn.Module | None
     train: Tensor
     test: Tensor
@@ -48,8 +48,8 @@ class Encoder:
 class Judged:
     """What the parts read: images, encoders, settings. `right` collects which test images are classified rightly."""
 
-    train: ImageSet
-    test: ImageSet
+    train: SampleSet
+    test: SampleSet
     encoders: dict[str, Encoder]
     config: Mapping[str, Any]
     device: torch.device
@@ -267,7 +267,7 @@ def ignored(judged: Judged) -> dict[str, Any]:
     return found
 
 
-def transfer(judged: Judged, elsewhere: Mapping[str, tuple[ImageSet, ImageSet]]) -> dict[str, Any]:
+def transfer(judged: Judged, elsewhere: Mapping[str, tuple[SampleSet, SampleSet]]) -> dict[str, Any]:
     """Linear probe and kNN on other data: training and test images by the name of the set."""
     found = {}
     for name, (train, test) in elsewhere.items():

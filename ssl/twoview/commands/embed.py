@@ -18,8 +18,8 @@ from torch import nn
 
 from twoview.cli import schema
 from twoview.cli.entry import plain
-from twoview.data.set import ImageSet
-from twoview.encoder.frozen import ImageEncoder, digest
+from twoview.data.set import SampleSet
+from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
 from twoview.evaluate.subject import check, checkpoint_file, device_of, fetch, origin
 from twoview.run.atomic import replacing
@@ -73,7 +73,7 @@ def embed_command(composed: DictConfig) -> int:
     return 0
 
 
-def _network(encoder: ImageEncoder, config: dict[str, Any]) -> nn.Module:
+def _network(encoder: Frozen, config: dict[str, Any]) -> nn.Module:
     """Images in [0, 1] to the features that are asked for."""
     if config["features"] == "h":
         return encoder
@@ -84,7 +84,7 @@ def _network(encoder: ImageEncoder, config: dict[str, Any]) -> nn.Module:
     return nn.Sequential(encoder, load_projector(config["ckpt"])).eval()
 
 
-def _sets(config: dict[str, Any], encoder: ImageEncoder) -> dict[str, ImageSet]:
+def _sets(config: dict[str, Any], encoder: Frozen) -> dict[str, SampleSet]:
     """The splits, by name; labels are not needed."""
     if config.get("data"):
         schema.check(config["data"], "data")
@@ -112,7 +112,7 @@ def _sets(config: dict[str, Any], encoder: ImageEncoder) -> dict[str, ImageSet]:
     return found
 
 
-def _dim(network: nn.Module, images: ImageSet) -> int:
+def _dim(network: nn.Module, images: SampleSet) -> int:
     """D of the features, from one image, so that what does not fit is said before a file is begun."""
     device = next(network.parameters()).device
     try:
@@ -125,7 +125,7 @@ def _dim(network: nn.Module, images: ImageSet) -> int:
         ) from error
 
 
-def _columns(sets: Mapping[str, ImageSet]) -> Columns:
+def _columns(sets: Mapping[str, SampleSet]) -> Columns:
     """What is known of every row beside its features: its number in its split, whether that is the test split, and
     its label where there are any (-1 in a split that has none).
     """
@@ -140,7 +140,7 @@ def _columns(sets: Mapping[str, ImageSet]) -> Columns:
     return columns
 
 
-def _blocks(network: nn.Module, sets: Mapping[str, ImageSet], batch_size: int) -> Iterator[np.ndarray]:
+def _blocks(network: nn.Module, sets: Mapping[str, SampleSet], batch_size: int) -> Iterator[np.ndarray]:
     """float32 (B, D), batch by batch, without augmentation, in eval mode and without autocast."""
     device = next(network.parameters()).device
     for split, images in sets.items():

@@ -24,8 +24,8 @@ from twoview.card.facts import about, caveats, finite, unlabelled
 from twoview.card.parts import OTHER, RUN, UNTRAINED, Encoder, Judged
 from twoview.cli import schema
 from twoview.cli.entry import options, plain, unknown_option
-from twoview.data.set import ImageSet
-from twoview.encoder.frozen import ImageEncoder
+from twoview.data.set import SampleSet
+from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.classify.labelled import check_strengths
 from twoview.evaluate.features import extract
@@ -56,7 +56,7 @@ KEYS = {
 SUBJECT = ("ckpt", "encoder_of", "device", "force", "out", "debug", "data", "strengths", "holdout", "seed")
 
 Part = tuple[str, Callable[[], Any]]
-Sets = tuple[ImageSet, ImageSet]  # train and test
+Sets = tuple[SampleSet, SampleSet]  # train and test
 
 
 def evaluate_command(composed: DictConfig) -> int:
@@ -184,7 +184,7 @@ def _elsewhere(config: dict[str, Any], name: str) -> Sets:
     return other.train, other.test
 
 
-def _networks(config: dict[str, Any], own: Subject) -> dict[str, tuple[ImageEncoder, Any]]:
+def _networks(config: dict[str, Any], own: Subject) -> dict[str, tuple[Frozen, Any]]:
     """Every encoder of the card with its projection head, where the file holds one."""
     fresh = own.untrained()
     found = {RUN: (own.encoder, _projector(config["ckpt"])), UNTRAINED: (fresh, _untrained_projector(own, fresh))}
@@ -213,7 +213,7 @@ def _projector(ckpt: str) -> Any:
     return None if checkpoint_file(ckpt).suffix == ".safetensors" else load_projector(ckpt)
 
 
-def _untrained_projector(own: Subject, fresh: ImageEncoder) -> Any:
+def _untrained_projector(own: Subject, fresh: Frozen) -> Any:
     """The head that the run started from: drawn right after the encoder."""
     run: dict[str, Any] = own.encoder.config  # type: ignore[assignment]
     if not isinstance(run.get("model"), dict) or not isinstance(run.get("optimizer"), dict):

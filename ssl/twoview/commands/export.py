@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from twoview.cli.entry import plain
-from twoview.encoder.frozen import ImageEncoder
+from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.subject import check, checkpoint_file, origin
 from twoview.run.atomic import replacing
@@ -86,7 +86,7 @@ def disagreement(encoder: nn.Module, other: Function, images: Tensor) -> tuple[f
 # Weights alone.
 
 
-def write_torchvision(encoder: ImageEncoder, path: Path, num_classes: int | None = None) -> Function:
+def write_torchvision(encoder: Frozen, path: Path, num_classes: int | None = None) -> Function:
     """The weights under torchvision's keys, for its network with `fc` taken out; with `num_classes` there is an `fc`
     of zeros, and an untouched `torchvision.models.<name>(num_classes=...)` takes all keys. The images have to be
     normalised outside.
@@ -107,10 +107,10 @@ def write_torchvision(encoder: ImageEncoder, path: Path, num_classes: int | None
     network.load_state_dict(torch.load(path, weights_only=True), strict=True)
     network.fc = nn.Identity()
     network.dim = encoder.dim
-    return ImageEncoder(network, encoder.mean.tolist(), encoder.std.tolist()).eval()
+    return Frozen(network, encoder.mean.tolist(), encoder.std.tolist()).eval()
 
 
-def architecture(encoder: ImageEncoder) -> tuple[str, str]:
+def architecture(encoder: Frozen) -> tuple[str, str]:
     """torchvision's name of the network, and its stem. UserError if it is none of torchvision's."""
     config: Any = encoder.config
     about = config["encoder"]
@@ -123,7 +123,7 @@ def architecture(encoder: ImageEncoder) -> tuple[str, str]:
     return name, about.get("stem", "cifar")
 
 
-def write_safetensors(encoder: ImageEncoder, path: Path) -> Function:
+def write_safetensors(encoder: Frozen, path: Path) -> Function:
     """The weights and what rebuilds the network, as a run leaves them in `encoder.safetensors`."""
     about = {
         "format": FORMAT,
@@ -201,7 +201,7 @@ GRAPHS: dict[str, Callable[[nn.Module, Tensor, Path, str], Function]] = {
 }
 
 
-def _shape(size: int | None, encoder: ImageEncoder) -> tuple[int, int, int]:
+def _shape(size: int | None, encoder: Frozen) -> tuple[int, int, int]:
     """(C, H, W) of the images: squares as asked, else those of the training set."""
     if size is not None:
         if size < 1:
@@ -214,13 +214,13 @@ def _shape(size: int | None, encoder: ImageEncoder) -> tuple[int, int, int]:
     return c, h, w
 
 
-def _default(config: dict[str, Any], encoder: ImageEncoder) -> Path:
+def _default(config: dict[str, Any], encoder: Frozen) -> Path:
     stem = architecture(encoder)[0] if config["format"] == "torchvision" else "encoder"
     key = "_key" if config["encoder_of"] == "key" else ""
     return checkpoint_file(config["ckpt"]).with_name(f"{stem}{key}.{SUFFIXES[config['format']]}")
 
 
-def _usage(kind: str, encoder: ImageEncoder, path: Path, shape: tuple[int, ...], num_classes: int | None) -> list[str]:
+def _usage(kind: str, encoder: Frozen, path: Path, shape: tuple[int, ...], num_classes: int | None) -> list[str]:
     """How the file is read."""
     batch = f"(B, {', '.join(map(str, shape))})"
     if kind == "torchvision":

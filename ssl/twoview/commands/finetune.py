@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
 from twoview.cli.entry import plain
-from twoview.data.set import ImageSet, stratified_split
-from twoview.encoder.frozen import ImageEncoder
+from twoview.data.set import SampleSet, stratified_split
+from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.classify.score import fingerprint, score
 from twoview.evaluate.features import extract
@@ -126,9 +126,9 @@ def finetune_command(composed: DictConfig) -> int:
 
 
 def finetune(
-    encoder: ImageEncoder,
-    train: ImageSet,
-    test: ImageSet,
+    encoder: Frozen,
+    train: SampleSet,
+    test: SampleSet,
     recipes: Sequence[Recipe],
     holdout: float,
     device: torch.device,
@@ -172,7 +172,7 @@ def finetune(
 
 
 def fit(
-    encoder: ImageEncoder, images: ImageSet, recipe: Recipe, device: torch.device, what: str = "fine-tuning"
+    encoder: Frozen, images: SampleSet, recipe: Recipe, device: torch.device, what: str = "fine-tuning"
 ) -> tuple[nn.Module, list[float]]:
     """A trained copy of the encoder with a classifier, images (B, C, H, W) in [0, 1] -> logits (B, classes), in eval
     mode, and the mean loss of each epoch. All chance is a function of the seed.
@@ -265,7 +265,7 @@ def _check_numbers(config: dict[str, Any]) -> None:
         raise UserError(f"seed={config['seed']} must lie in [0, 2^32)")
 
 
-def _table(results: dict[str, dict[str, Any]], test: ImageSet, fraction: float) -> Table:
+def _table(results: dict[str, dict[str, Any]], test: SampleSet, fraction: float) -> Table:
     table = Table("%", title=f"fine-tuning on {test.name}, {fraction:.3g} of the labels", title_justify="left")
     names = [name for name in ("untrained", "trained") if name in results]
     for name in names:
@@ -282,7 +282,7 @@ def _table(results: dict[str, dict[str, Any]], test: ImageSet, fraction: float) 
     return table
 
 
-def _default(config: dict[str, Any], train: ImageSet) -> Path:
+def _default(config: dict[str, Any], train: SampleSet) -> Path:
     """Beside the checkpoint; what is not the usual is in the name."""
     data = f"_{train.name}" if config.get("data") else ""
     share = "" if config["label_fraction"] == 1 else f"_{config['label_fraction']:g}"

@@ -22,7 +22,7 @@ from twoview.augment.operation import BatchAugment
 from twoview.augment.views import TwoViews
 from twoview.cli import schema
 from twoview.cli.entry import plain, unknown_option
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.report.curves import save
 from twoview.report.sheet import Band, Picture, draw, positives
@@ -62,7 +62,7 @@ def preview_command(composed: DictConfig) -> int:
     """`scripts/preview_augment.py`."""
     config = plain(composed)
     policies = check(config, composed)
-    train: ImageSet = schema.build(config["data"])(split="train")
+    train: SampleSet = schema.build(config["data"])(split="train")
     if config["images"] > len(train):
         raise UserError(f"images={config['images']}, but {train.name} has {len(train)}")
     views = [schema.build(policy, mean=train.mean, std=train.std, seed=config["seed"]) for policy in policies]
@@ -133,7 +133,7 @@ def at_strength(composed: DictConfig, strength: float) -> dict[str, Any]:
     return policy
 
 
-def first_samples(train: ImageSet, count: int, seed: int, epoch: int) -> Samples:
+def first_samples(train: SampleSet, count: int, seed: int, epoch: int) -> Samples:
     """The images that a run with this seed sees first, in that order."""
     index = permutation(len(train), seed, epoch=0)[:count]
     names = [f"image {i:,}" for i in index.tolist()]
@@ -170,7 +170,7 @@ def by_operation(views: TwoViews, samples: Samples, draws: int) -> list[Band]:
 def alone(op: BatchAugment, samples: Samples, numbers: Draw) -> list[Picture]:
     """What one operation makes of each image, with its parameters in words."""
     images = samples.images.float() / 255
-    params = op.sample(numbers, len(images), (images.shape[-2], images.shape[-1]))
+    params = op.sample(numbers, len(images), tuple(images.shape[1:]))
     changed, acts = op(images, numbers), applied(op, numbers).tolist()
     return [
         Picture(
@@ -183,7 +183,7 @@ def alone(op: BatchAugment, samples: Samples, numbers: Draw) -> list[Picture]:
 
 def applied(op: BatchAugment, numbers: Draw) -> Tensor:
     """Which rows the probability of `op` picks: bool (B,)."""
-    chosen = op.plan(numbers, len(numbers.index), (1, 1))[1]
+    chosen = op.plan(numbers, len(numbers.index), (1, 1, 1))[1]
     return torch.ones_like(numbers.index, dtype=torch.bool) if chosen is None else chosen
 
 

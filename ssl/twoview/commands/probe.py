@@ -15,7 +15,7 @@ from rich import get_console
 from rich.table import Table
 
 from twoview.cli.entry import plain
-from twoview.encoder.frozen import ImageEncoder
+from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.classify.knn import knn_accuracy
 from twoview.evaluate.classify.linear import probe
@@ -53,7 +53,7 @@ def linear_command(composed: DictConfig) -> int:
     return 0
 
 
-def _probe(judged: Subject, encoder: ImageEncoder, config: dict[str, Any]) -> dict[str, Any]:
+def _probe(judged: Subject, encoder: Frozen, config: dict[str, Any]) -> dict[str, Any]:
     with frozen(encoder) as proof:
         train, test = judged.features(encoder)
         parts = (train, judged.train.labels, test, judged.test.labels, len(judged.train.classes))

@@ -1,4 +1,4 @@
-"""From an `ImageSet` to batches of two views.
+"""From a `SampleSet` to batches of two views.
 
 The order of samples is a function of (seed, epoch), and rank r of W takes its share of each *global* batch, so a
 global batch holds the same samples for every W. The epoch and the batches that are still to come follow from the
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.rng import permutation
 
@@ -47,7 +47,7 @@ class TwoViewDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        images: ImageSet,
+        train: SampleSet,
         views: Views,
         batch_size: int,
         seed: int = 0,
@@ -58,12 +58,12 @@ class TwoViewDataModule(pl.LightningDataModule):
         super().__init__()
         if batch_size < 2:
             raise UserError(f"batch_size={batch_size}: contrast needs at least 2 samples in a batch")
-        if len(images) < 2:
-            raise UserError(f"{images.name} has a single image: contrast needs at least 2")
-        if batch_size > len(images):
+        if len(train) < 2:
+            raise UserError(f"{train.name} has a single image: contrast needs at least 2")
+        if batch_size > len(train):
             raise UserError(
-                f"batch_size={batch_size} is larger than {images.name}, which has {len(images)} training images; "
-                f"use batch_size={len(images)} or less"
+                f"batch_size={batch_size} is larger than {train.name}, which has {len(train)} training images; "
+                f"use batch_size={len(train)} or less"
             )
         if num_workers < 0:
             raise UserError(f"loader.num_workers must not be negative, got {num_workers}")
@@ -71,7 +71,7 @@ class TwoViewDataModule(pl.LightningDataModule):
             raise UserError(f"loader.num_workers={num_workers} are too many processes; {MOST_WORKERS} at most")
         if max_batches is not None and max_batches < 1:
             raise UserError(f"loader.max_batches must be at least 1, not {max_batches}")
-        self.images = images
+        self.train = train
         self.views = views
         self.batch_size = batch_size
         self.seed = seed
@@ -90,15 +90,15 @@ class TwoViewDataModule(pl.LightningDataModule):
 
     @property
     def batches_per_epoch(self) -> int:
-        n = len(self.images)
+        n = len(self.train)
         batches = n // self.batch_size if self.drop_last else -(-n // self.batch_size)
         return min(batches, self.max_batches or batches)
 
     def shares(self, world_size: int) -> set[int]:
         """How many samples of a batch a device may get, over all batches of an epoch."""
-        sizes = {self.batch_size} if len(self.images) >= self.batch_size else set()
-        if not self.drop_last and len(self.images) % self.batch_size:
-            sizes.add(len(self.images) % self.batch_size)
+        sizes = {self.batch_size} if len(self.train) >= self.batch_size else set()
+        if not self.drop_last and len(self.train) % self.batch_size:
+            sizes.add(len(self.train) % self.batch_size)
         return {len(part) for n in sizes for part in torch.arange(n).tensor_split(world_size)}
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -110,7 +110,7 @@ class TwoViewDataModule(pl.LightningDataModule):
             )
         if min(self.shares(self.trainer.world_size)) == 0:
             raise UserError(
-                f"loader.drop_last=false: the last batch of {len(self.images) % self.batch_size} samples leaves some "
+                f"loader.drop_last=false: the last batch of {len(self.train) % self.batch_size} samples leaves some "
                 f"of the {self.trainer.world_size} devices without any; set it to true"
             )
         if self.views.mix is not None and self.trainer.world_size > 1:
@@ -123,12 +123,12 @@ class TwoViewDataModule(pl.LightningDataModule):
                 )
         device = self.trainer.strategy.root_device
         self.views.to(device)
-        share, (H, W) = self.batch_size // self.trainer.world_size, self.images.shape[-2:]
+        share, (H, W) = self.batch_size // self.trainer.world_size, self.train.shape[-2:]
         self.views.ahead = 2 * share * self.batches_per_epoch * (self.trainer.max_epochs or 1) * H * W
-        images = self.images.to(device) if self.images.in_memory else self.images
-        workers = 0 if self.images.in_memory else self.num_workers
+        train = self.train.to(device) if self.train.in_memory else self.train
+        workers = 0 if self.train.in_memory else self.num_workers
         return DataLoader(
-            _Fetch(images),
+            _Fetch(train),
             sampler=GlobalBatches(self),
             batch_size=None,  # the sampler yields whole batches
             num_workers=workers,
@@ -162,21 +162,23 @@ class GlobalBatches(Sampler[Tensor]):
         assert trainer is not None
         # One optimizer step per batch. Workers ask for their first batches before the trainer knows its own step again.
         epoch, done = divmod(max(trainer.global_step, data.first_step), len(self))
-        order = permutation(len(data.images), data.seed, epoch)
-        if data.images.in_memory:  # once an epoch: copied batch by batch, the host would wait for a GPU in each step
+        order = permutation(len(data.train), data.seed, epoch)
+        if data.train.in_memory:  # once an epoch: copied batch by batch, the host would wait for a GPU in each step
             order = order.to(data.views.mean.device)
         for batch in order.split(data.batch_size)[done : len(self)]:
             yield batch.tensor_split(trainer.world_size)[trainer.global_rank]
 
 
 class _Fetch(Dataset[Batch]):
-    """Batches of an image set by sample number."""
+    """Batches of a sample set by sample number."""
 
-    def __init__(self, images: ImageSet) -> None:
-        self.images = images
-        device = images.images.device if isinstance(images.images, Tensor) else None  # one for all: nothing is copied
-        self.labels = images.labels if images.labels is not None else torch.full((len(images),), -1, device=device)
+    def __init__(self, samples: SampleSet) -> None:
+        self.samples = samples
+        device = (
+            samples.samples.device if isinstance(samples.samples, Tensor) else None
+        )  # one for all: nothing is copied
+        self.labels = samples.labels if samples.labels is not None else torch.full((len(samples),), -1, device=device)
 
     def __getitem__(self, index: Tensor) -> Batch:
         index = index.to(self.labels.device)
-        return self.images.fetch(index), index, self.labels[index]
+        return self.samples.fetch(index), index, self.labels[index]

@@ -1,6 +1,6 @@
 """Image sets: what every loader returns and every consumer reads.
 
-A loader is a plain function `(..., split) -> ImageSet | None`, `split` being "train" or "test" and None
+A loader is a plain function `(..., split) -> SampleSet | None`, `split` being "train" or "test" and None
 meaning that the set has no such split.
 """
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 STATISTICS_SAMPLE = 2000  # images at most from which mean and std are computed
 
 
-class Images(Protocol):
+class OnDemand(Protocol):
     """Images that are decoded when asked for; picklable, so that a loader worker can hold them."""
 
     @property
@@ -35,17 +35,17 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class SampleSet:
     """Images with all that is known about them.
 
-    `images` is one uint8 array (N, C, H, W), or an `Images` that decodes on demand. `labels` is int64 (N,)
+    `samples` is one uint8 array (N, C, H, W), or an `OnDemand` that decodes on demand. `labels` is int64 (N,)
     with values below `len(classes)`, or None with `classes` empty. `mean` and `std` are per channel, of
     pixels in [0, 1], and always those of the train split. `factors` holds what else is known of each image
     (N,), for diagnosis only.
     """
 
     name: str
-    images: Tensor | Images
+    samples: Tensor | OnDemand
     labels: Tensor | None
     classes: tuple[str, ...]
     mean: tuple[float, ...]
@@ -53,9 +53,9 @@ class ImageSet:
     factors: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        n = len(self.images)
-        if isinstance(self.images, Tensor) and (self.images.dtype != torch.uint8 or self.images.dim() != 4):
-            got = f"{self.images.dtype} {tuple(self.images.shape)}"
+        n = len(self.samples)
+        if isinstance(self.samples, Tensor) and (self.samples.dtype != torch.uint8 or self.samples.dim() != 4):
+            got = f"{self.samples.dtype} {tuple(self.samples.shape)}"
             raise ValueError(f"images must be uint8 (N, C, H, W), got {got}")
         if n == 0 or min(self.shape) == 0:
             raise ValueError(f"image set {self.name!r} has no pixels: {n} images of shape {self.shape}")
@@ -77,43 +77,43 @@ class ImageSet:
                 raise ValueError(f"factor {name!r} must have shape ({n},), got {tuple(values.shape)}")
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.samples)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""
-        c, h, w = self.images.shape[-3:]
+        c, h, w = self.samples.shape[-3:]
         return c, h, w
 
     @property
     def in_memory(self) -> bool:
-        return isinstance(self.images, Tensor)
+        return isinstance(self.samples, Tensor)
 
     def fetch(self, index: Tensor) -> Tensor:
         """Images by index (B,): uint8 (B, C, H, W), on the device of the set (on demand: on the CPU)."""
-        if isinstance(self.images, Tensor):
-            return self.images[index.to(self.images.device)]
-        return torch.stack([self.images[i] for i in index.tolist()])
+        if isinstance(self.samples, Tensor):
+            return self.samples[index.to(self.samples.device)]
+        return torch.stack([self.samples[i] for i in index.tolist()])
 
-    def to(self, device: torch.device | str) -> "ImageSet":
+    def to(self, device: torch.device | str) -> "SampleSet":
         """The set on another device. Images that are decoded on demand stay where they are."""
         return replace(
             self,
-            images=self.images.to(device) if isinstance(self.images, Tensor) else self.images,
+            samples=self.samples.to(device) if isinstance(self.samples, Tensor) else self.samples,
             labels=None if self.labels is None else self.labels.to(device),
             factors={name: values.to(device) for name, values in self.factors.items()},
         )
 
-    def subset(self, index: Tensor) -> "ImageSet":
+    def subset(self, index: Tensor) -> "SampleSet":
         """The samples of an index (B,), in its order; class names, mean and std stay those of the whole."""
 
         def take(values: Tensor) -> Tensor:
             return values[index.to(values.device)]
 
-        images = self.images
+        samples = self.samples
         return replace(
             self,
-            images=take(images) if isinstance(images, Tensor) else Selection(images, index.cpu()),
+            samples=take(samples) if isinstance(samples, Tensor) else Selection(samples, index.cpu()),
             labels=None if self.labels is None else take(self.labels),
             factors={name: take(values) for name, values in self.factors.items()},
         )
@@ -134,20 +134,20 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Some of the images of an `Images`, still decoded on demand."""
+    """Some of the images of an `OnDemand`, still decoded on demand."""
 
-    images: Images
+    samples: OnDemand
     index: Tensor  # int64 (B,)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.images.shape
+        return self.samples.shape
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.images[int(self.index[index])]
+        return self.samples[int(self.index[index])]
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -168,7 +168,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
 
 
-def pixel_statistics(images: Tensor | Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def pixel_statistics(images: Tensor | OnDemand) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, over all pixels in [0, 1].
 
     Of all images, or of a fixed random draw where there are many (`statistics_sample`): the same numbers

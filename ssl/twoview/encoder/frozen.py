@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class ImageEncoder(nn.Module):
+class Frozen(nn.Module):
     """An encoder that takes plain images: it does the normalisation itself.
 
     `mean` and `std` are per channel, of pixels in [0, 1]; they are buffers, so they travel with the weights.

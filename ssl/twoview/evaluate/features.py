@@ -9,21 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 
 
 class _Batches(Dataset[Tensor]):
     """Lets loader workers fetch a whole batch of indices at once."""
 
-    def __init__(self, image_set: ImageSet) -> None:
+    def __init__(self, image_set: SampleSet) -> None:
         self.image_set = image_set
 
     def __getitem__(self, index: list[int]) -> Tensor:
         return self.image_set.fetch(torch.tensor(index))
 
 
-def _batches(image_set: ImageSet, batch_size: int, num_workers: int) -> Iterable[Tensor]:
+def _batches(image_set: SampleSet, batch_size: int, num_workers: int) -> Iterable[Tensor]:
     """uint8 (B, C, H, W) in the order of the set; decoded in workers where the set is not in memory."""
     indices = torch.arange(len(image_set)).split(batch_size)
     if image_set.in_memory:
@@ -34,7 +34,7 @@ def _batches(image_set: ImageSet, batch_size: int, num_workers: int) -> Iterable
 
 def extract(
     encoder: nn.Module,
-    image_set: ImageSet,
+    image_set: SampleSet,
     batch_size: int = 250,
     device: torch.device | str | None = None,
     num_workers: int = 0,

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from twoview.cli import schema
 from twoview.data.image.decode import in_threads
-from twoview.data.set import ImageSet
-from twoview.encoder.frozen import ImageEncoder, digest
+from twoview.data.set import SampleSet
+from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
 from twoview.evaluate.features import extract
 from twoview.rng import permutation
@@ -64,7 +64,7 @@ def checkpoint_file(ckpt: str) -> Path:
     return path / "last.ckpt" if path.is_dir() else path
 
 
-def origin(config: Mapping[str, Any], encoder: ImageEncoder) -> dict[str, Any]:
+def origin(config: Mapping[str, Any], encoder: Frozen) -> dict[str, Any]:
     """Where an encoder came from and what it was read with, in plain containers."""
     return {
         "checkpoint": str(config["ckpt"]),
@@ -76,23 +76,23 @@ def origin(config: Mapping[str, Any], encoder: ImageEncoder) -> dict[str, Any]:
     }
 
 
-def fetch(images: ImageSet, index: Tensor) -> Tensor:
+def fetch(images: SampleSet, index: Tensor) -> Tensor:
     """uint8 (B, C, H, W); what is decoded on demand, in threads."""
     if images.in_memory:
         return images.fetch(index)
-    return torch.stack(list(in_threads(images.images.__getitem__, index.tolist())))
+    return torch.stack(list(in_threads(images.samples.__getitem__, index.tolist())))
 
 
 @dataclass(frozen=True)
 class Subject:
     """An encoder to be judged and the labelled images to judge it on."""
 
-    encoder: ImageEncoder
-    train: ImageSet
-    test: ImageSet
+    encoder: Frozen
+    train: SampleSet
+    test: SampleSet
     device: torch.device
 
-    def features(self, encoder: ImageEncoder | None = None) -> tuple[Tensor, Tensor]:
+    def features(self, encoder: Frozen | None = None) -> tuple[Tensor, Tensor]:
         """Features of both splits (N, D), float32 on the device; UserError if extracting them changed the encoder."""
         encoder = encoder or self.encoder
         with frozen(encoder):
@@ -101,16 +101,16 @@ class Subject:
             )
         return train, test
 
-    def untrained(self) -> ImageEncoder:
+    def untrained(self) -> Frozen:
         """An encoder of the same shape with the weights that the run started from."""
         config: dict[str, Any] = self.encoder.config  # type: ignore[assignment]
         pl.seed_everything(config["seed"], workers=True, verbose=False)
-        fresh = ImageEncoder(build_encoder(config), self.encoder.mean.tolist(), self.encoder.std.tolist())
+        fresh = Frozen(build_encoder(config), self.encoder.mean.tolist(), self.encoder.std.tolist())
         return fresh.requires_grad_(False).eval()
 
 
 @contextmanager
-def frozen(encoder: ImageEncoder) -> Iterator[dict[str, str]]:
+def frozen(encoder: Frozen) -> Iterator[dict[str, str]]:
     """Digests of the encoder `before` and, once its body has ended, `after`; UserError if they differ."""
     proof = {"before": digest(encoder)}
     yield proof

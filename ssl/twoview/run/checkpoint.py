@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from twoview.cli import schema
-from twoview.encoder.frozen import ImageEncoder
+from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.run.atomic import whole
 from twoview.run.saving import FORMAT as FORMAT
@@ -116,7 +116,7 @@ def _check_about(about: Mapping[str, Any], path: Path) -> None:
         raise UserError(f"{path} is damaged: its normalisation has the mean {mean} and the deviation {std}")
 
 
-def load_encoder(path: str | Path, encoder_of: str = "query") -> ImageEncoder:
+def load_encoder(path: str | Path, encoder_of: str = "query") -> Frozen:
     """The frozen encoder of a run, in eval mode: images (B, C, H, W) in [0, 1] -> h (B, D).
 
     `path` is a checkpoint, a run folder or an `encoder.safetensors`. The network is rebuilt from the file alone;
@@ -147,7 +147,7 @@ def load_encoder(path: str | Path, encoder_of: str = "query") -> ImageEncoder:
         raise UserError(
             f"the weights in {path} do not fit the encoder of its configuration: {_first(error)}"
         ) from error
-    frozen = ImageEncoder(encoder, about["normalization"]["mean"], about["normalization"]["std"])
+    frozen = Frozen(encoder, about["normalization"]["mean"], about["normalization"]["std"])
     frozen.config = about["config"]
     identity = about.get("identity")
     frozen.identity = identity if isinstance(identity, dict) else {}  # type: ignore[assignment]

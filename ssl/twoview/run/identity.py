@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twoview.data.image.decode import Encoded
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -93,21 +93,21 @@ def flat(config: Any, path: str = "") -> dict[str, Any]:
     }
 
 
-def data_digest(images: ImageSet) -> str:
+def data_digest(images: SampleSet) -> str:
     """12 hex digits over pixels and labels; of images that are decoded on demand, over their names and sizes as files.
 
     Where the files lie does not enter.
     """
-    if not isinstance(images.images, Encoded):
+    if not isinstance(images.samples, Encoded):
         return images.digest()[:12]
-    sources = images.images.sources
+    sources = images.samples.sources
     common = os.path.commonpath([os.path.dirname(str(source)) for source in sources])
     files = [
         (os.path.relpath(str(source), common), source.stat().st_size if isinstance(source, Path) else len(source.data))
         for source in sources
     ]
     labels = None if images.labels is None else images.labels.tolist()
-    return _short([list(images.shape), images.images.size, files, labels])
+    return _short([list(images.shape), images.samples.size, files, labels])
 
 
 @functools.cache  # what a process runs is what it found at its start

@@ -20,7 +20,7 @@ from twoview.augment.views import TwoViews
 from twoview.cli import schema
 from twoview.cli.entry import output_dir, overrides, plain
 from twoview.data.batches import TwoViewDataModule
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.model.base import ContrastiveModule
 from twoview.model.compiled import Compiler
@@ -96,9 +96,9 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     pl.seed_everything(config["seed"], workers=True, verbose=False)
 
     load = schema.build(config["data"])
-    train: ImageSet = load(split="train")
+    train: SampleSet = load(split="train")
     views: TwoViews = schema.build(config["augment"], mean=train.mean, std=train.std, seed=config["seed"])
-    data: TwoViewDataModule = schema.build(config["loader"], images=train, views=views)
+    data: TwoViewDataModule = schema.build(config["loader"], train=train, views=views)
     encoder = schema.build(config["encoder"])
     _check_fit(encoder, views, train)
     if config["channels_last"]:
@@ -215,7 +215,7 @@ class _TensorBoard(TensorBoardLogger):
             super().finalize(status)
 
 
-def _check_fit(encoder: torch.nn.Module, views: TwoViews, train: ImageSet) -> None:
+def _check_fit(encoder: torch.nn.Module, views: TwoViews, train: SampleSet) -> None:
     """Sends two views of the first image through the encoder, so that what does not fit is said before the first
     step.
     """
@@ -235,7 +235,7 @@ def _check_fit(encoder: torch.nn.Module, views: TwoViews, train: ImageSet) -> No
         raise UserError(f"the encoder gives {tuple(h.shape)} for one image, but its `dim` is {encoder.dim}")
 
 
-def _knn(config: dict[str, Any], load: Any, train: ImageSet, meter: Meter) -> KNNMonitor | None:
+def _knn(config: dict[str, Any], load: Any, train: SampleSet, meter: Meter) -> KNNMonitor | None:
     if config["knn"] is None:
         return None
     test = load(split="test")
@@ -280,11 +280,11 @@ def brief(
     )
     steps = data.batches_per_epoch * config["epochs"]
     rule = {"linear": f"x {batch}/256", "sqrt": f"x sqrt({batch}/256)", "none": "as it is"}[recipe.lr_scaling]
-    shape = "x".join(map(str, data.images.shape[1:]))
+    shape = "x".join(map(str, data.train.shape[1:]))
     schedule = f"lr {recipe.lr(batch):.4g} = {recipe.lr_per_256:g} {rule} ({recipe.lr_scaling})"
     return [
         f"{type(model).__name__} with {encoder} ({parameters:.2f} M parameters, h of {model.encoder.dim}) "
-        f"on {data.images.name} ({len(data.images):,} images of {shape})",
+        f"on {data.train.name} ({len(data.train):,} images of {shape})",
         f"batch {batch}{share} on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, "
         f"{trainer.precision}; {schedule}, warm-up {recipe.warmup_epochs:g} epochs, cosine",
         f"{steps:,} steps in {config['epochs']} epochs of {data.batches_per_epoch}; {model.outlook()}",

@@ -5,8 +5,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from twoview.data.set import ImageSet
-from twoview.encoder.frozen import ImageEncoder
+from twoview.data.set import SampleSet
+from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.classify.knn import knn_accuracy
 from twoview.evaluate.features import extract
@@ -25,8 +25,8 @@ class KNNMonitor(pl.Callback):
 
     def __init__(
         self,
-        train: ImageSet,
-        test: ImageSet,
+        train: SampleSet,
+        test: SampleSet,
         meter: Meter,
         every_epochs: int = 5,
         k: int = 200,
@@ -66,7 +66,7 @@ class KNNMonitor(pl.Callback):
     def evaluate(self, trainer: Any, pl_module: Any, epoch: int) -> None:
         if trainer.is_global_zero:
             views = trainer.datamodule.views
-            encoder = ImageEncoder(pl_module.encoder, views.mean.flatten().tolist(), views.std.flatten().tolist())
+            encoder = Frozen(pl_module.encoder, views.mean.flatten().tolist(), views.std.flatten().tolist())
             device = pl_module.device
             bank, queries = (extract(encoder, images, device=device) for images in (self.train, self.test))
             assert self.train.labels is not None

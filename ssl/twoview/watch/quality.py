@@ -53,11 +53,11 @@ class QualityMonitor(pl.Callback):
         """h and z, each (n, D) of the first and of the second view."""
         data, device = trainer.datamodule, pl_module.device
         views = data.views
-        index = permutation(len(data.images), data.seed, epoch=0, stream="quality")[: self.images]
+        index = permutation(len(data.train), data.seed, epoch=0, stream="quality")[: self.images]
         found: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
         with spaces(pl_module.encoder, pl_module.projector) as features:
             for rows in index.to(device).split(BATCH):
-                images = data.images.fetch(rows).to(device)
+                images = data.train.fetch(rows).to(device)
                 for number, policy in enumerate(views.policies):  # unmixed also where training mixes
                     view = views.normalize(views.augment(images, rows, trainer.current_epoch, number, policy))
                     for space, x in features(view).items():

@@ -33,8 +33,8 @@ class ViewSheet(pl.Callback):
         """Rows: original, first view, second view. float (3, H', W') in [0, 1]."""
         views: Any = data.views
         device = views.mean.device
-        index = permutation(len(data.images), data.seed, epoch=0)[: self.images].to(device)
-        originals = data.images.fetch(index).to(device)
+        index = permutation(len(data.train), data.seed, epoch=0)[: self.images].to(device)
+        originals = data.train.fetch(index).to(device)
         pictures = [originals.float() / 255, *positives(views, originals, index, epoch=0)]
         side = max(picture.shape[-1] for picture in pictures)
         scale = max(1, 64 // side)  # small images are shown enlarged, pixel by pixel

@@ -19,7 +19,7 @@ from torchvision import datasets
 
 from twoview.data.image import cifar as module
 from twoview.data.image.cifar import cifar10, cifar100
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.run.identity import data_digest
 
@@ -113,10 +113,10 @@ def write_shards(
     return written
 
 
-def check(found: ImageSet, start: int) -> None:
-    assert isinstance(found.images, Tensor)
+def check(found: SampleSet, start: int) -> None:
+    assert isinstance(found.samples, Tensor)
     assert found.labels is not None
-    np.testing.assert_array_equal(found.images.numpy(), [picture(start + i) for i in range(len(found))])
+    np.testing.assert_array_equal(found.samples.numpy(), [picture(start + i) for i in range(len(found))])
     assert found.labels.tolist() == labels_of(start, len(found), len(found.classes))
     assert found.classes == tuple(NAMES[: len(found.classes)])
 
@@ -186,7 +186,7 @@ def test_batches_of_another_hand_are_read_if_the_user_says_so(batches: Path) -> 
     with pytest.raises(UserError, match=r"wrong checksum.*data\.unverified=true"):
         cifar10(batches, "train")
     found = cifar10(batches, "train", unverified=True)
-    assert np.array_equal(found.images[0], picture(7))
+    assert np.array_equal(found.samples[0], picture(7))
     assert data_digest(found) != data_digest(cifar10(batches, "test"))
 
 
@@ -422,11 +422,11 @@ def real_root() -> Path:
 def test_the_real_set_has_the_documented_statistics(real_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ROWS", {"train": 50_000, "test": 10_000})
     train = cifar10(real_root, "train")
-    assert isinstance(train.images, Tensor)
+    assert isinstance(train.samples, Tensor)
     assert train.labels is not None
     assert torch.bincount(train.labels).tolist() == [5000] * 10
     for channel in range(3):
-        levels = torch.bincount(train.images[:, channel].flatten(), minlength=256).double()
+        levels = torch.bincount(train.samples[:, channel].flatten(), minlength=256).double()
         share, value = levels / levels.sum(), torch.arange(256) / 255
         mean = float((share * value).sum())
         assert train.mean[channel] == pytest.approx(mean, abs=5e-5)
@@ -438,7 +438,7 @@ def test_the_real_cifar100_has_the_documented_statistics(monkeypatch: pytest.Mon
     root = Path(os.environ.get("TWOVIEW_DATA", "data"))
     if not (root / "cifar100").is_dir() and not (root / "cifar-100-python").is_dir():
         pytest.skip("CIFAR-100 is not here")
-    images = cifar100(root, "train").images
+    images = cifar100(root, "train").samples
     assert isinstance(images, Tensor)
     pixels = images.float() / 255
     assert pixels.mean((0, 2, 3)).tolist() == pytest.approx(list(module.CIFAR100.mean), abs=1e-4)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from twoview.data.image import decode as module
 from twoview.data.image.folder import image_folder
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 
 
@@ -17,13 +17,13 @@ def put(path: Path, value: int = 0, size: tuple[int, int] = (6, 6)) -> None:
     Image.new("RGB", size, (value, value, value)).save(path, "PNG")
 
 
-def load(root: Path, split: str = "train", **options: object) -> ImageSet:
+def load(root: Path, split: str = "train", **options: object) -> SampleSet:
     found = image_folder(root, split, **options)  # type: ignore[arg-type]
     assert found is not None
     return found
 
 
-def values(images: ImageSet) -> list[int]:
+def values(images: SampleSet) -> list[int]:
     return images.fetch(torch.arange(len(images)))[:, 0, 0, 0].tolist()
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from twoview.data.image import decode as module
 from twoview.data.image.parquet import parquet
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -45,17 +45,17 @@ def write(
     pq.write_table(table, path)
 
 
-def load(root: Path, split: str = "train", **options: Any) -> ImageSet:
+def load(root: Path, split: str = "train", **options: Any) -> SampleSet:
     found = parquet(root, split, **options)
     assert found is not None
     return found
 
 
-def values(images: ImageSet) -> list[int]:
+def values(images: SampleSet) -> list[int]:
     return images.fetch(torch.arange(len(images)))[:, 0, 0, 0].tolist()
 
 
-def labels(images: ImageSet) -> list[int]:
+def labels(images: SampleSet) -> list[int]:
     assert images.labels is not None
     return images.labels.tolist()
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from twoview.data.image.shapes import PATTERNS, SHAPES, render, shapes
-from twoview.data.set import ImageSet, pixel_statistics
+from twoview.data.set import SampleSet, pixel_statistics
 from twoview.errors import UserError
 
 # Bounds of the recorded factors: low, high.
@@ -25,23 +25,23 @@ RANGES = {
 }
 
 
-def load(split: str = "train", **options: int) -> ImageSet:
+def load(split: str = "train", **options: int) -> SampleSet:
     found = shapes(split, **options)
     assert found is not None
     return found
 
 
-def pixels(images: ImageSet) -> Tensor:
-    assert isinstance(images.images, Tensor)
-    return images.images
+def pixels(images: SampleSet) -> Tensor:
+    assert isinstance(images.samples, Tensor)
+    return images.samples
 
 
 @pytest.fixture(scope="module")
-def train() -> ImageSet:
+def train() -> SampleSet:
     return load(n_train=1000)
 
 
-def test_a_set_is_what_it_says(train: ImageSet) -> None:
+def test_a_set_is_what_it_says(train: SampleSet) -> None:
     assert train.shape == (3, 32, 32)
     assert len(train) == 1000
     assert len(train.classes) == len(set(train.classes)) == 10
@@ -67,7 +67,7 @@ def test_an_image_is_a_function_of_its_number_alone(n: int, seed: int, split: st
         assert torch.equal(values, many[2][name][:n])
 
 
-def test_calls_repeat_and_seeds_and_splits_differ(train: ImageSet) -> None:
+def test_calls_repeat_and_seeds_and_splits_differ(train: SampleSet) -> None:
     assert load(n_train=1000).digest() == train.digest()
     others = [pixels(load(n_train=50)), pixels(load(n_train=50, seed=1)), pixels(load("test", n_test=50))]
     for i in range(3):
@@ -77,10 +77,10 @@ def test_calls_repeat_and_seeds_and_splits_differ(train: ImageSet) -> None:
     assert len(torch.unique(pixels(train).flatten(1), dim=0)) == 1000
 
 
-def test_mean_and_std_are_those_of_train_whatever_the_split_and_its_length(train: ImageSet) -> None:
+def test_mean_and_std_are_those_of_train_whatever_the_split_and_its_length(train: SampleSet) -> None:
     for other in (load(n_train=10), load("test", n_test=10)):
         assert (other.mean, other.std) == (train.mean, train.std)
-    assert (train.mean, train.std) == pixel_statistics(train.images)
+    assert (train.mean, train.std) == pixel_statistics(train.samples)
     assert load(n_train=10, seed=1).mean != train.mean
 
 
@@ -129,7 +129,7 @@ def test_factors_are_those_of_the_picture() -> None:
         assert abs(contrast) > 20
 
 
-def test_the_class_is_drawn_apart_from_everything_else(train: ImageSet) -> None:
+def test_the_class_is_drawn_apart_from_everything_else(train: SampleSet) -> None:
     assert train.labels is not None
     for name, (low, high) in RANGES.items():
         values = train.factors[name].double()
@@ -138,7 +138,7 @@ def test_the_class_is_drawn_apart_from_everything_else(train: ImageSet) -> None:
         assert (means - values.mean()).abs().max() < 4 * (high - low) / 2 / 10, name
 
 
-def test_pixels_do_not_give_the_class_away(train: ImageSet) -> None:
+def test_pixels_do_not_give_the_class_away(train: SampleSet) -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     test = load("test", n_test=500)
     probe = linear_model.RidgeClassifier(alpha=1e4).fit(pixels(train).flatten(1).numpy(), train.labels)

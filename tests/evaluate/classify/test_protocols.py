@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twoview.data.image.shapes import shapes
-from twoview.encoder.frozen import ImageEncoder, digest
+from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
 from twoview.evaluate.classify import protocols
 from twoview.evaluate.classify.linear import probe
@@ -190,7 +190,7 @@ def test_crops_are_new_in_each_epoch_and_the_same_again() -> None:
     images = shapes("train", n_train=40, n_test=10, size=16)
     assert images is not None
     assert images.labels is not None
-    encoder = ImageEncoder(Means(), images.mean, images.std)
+    encoder = Frozen(Means(), images.mean, images.std)
     before = digest(encoder)
     take = crops(encoder.train(), images, seed=3)
     index = torch.tensor([5, 2, 17])

@@ -19,8 +19,8 @@ NOT_BY_PIXELS = ("rotation", "crop")
 def images() -> Tensor:
     found = shapes("train", n_train=40, size=16)
     assert found is not None
-    assert isinstance(found.images, Tensor)
-    return found.images
+    assert isinstance(found.samples, Tensor)
+    return found.samples
 
 
 class Pixels(nn.Module):
@@ -195,8 +195,8 @@ class Gray2(nn.Module):
 def shapes_of(split: str, n: int) -> Tensor:
     found = shapes(split, n_train=n, n_test=n, size=16)
     assert found is not None
-    assert isinstance(found.images, Tensor)
-    return found.images
+    assert isinstance(found.samples, Tensor)
+    return found.samples
 
 
 def known(n: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -88,12 +88,12 @@ class RandAugment(_Policy):
             raise UserError(f"RandAugment: magnitude must lie in [0, {num_magnitude_bins - 1}], not {magnitude}")
         self.num_ops, self.magnitude, self.num_magnitude_bins = num_ops, magnitude, num_magnitude_bins
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         """`op` (n, num_ops) int64, places in `OPS`; `magnitude` (n, num_ops), signed."""
         u = draw.uniform(2 * self.num_ops)  # (n, 2 num_ops)
         kinds = [i for i, name in enumerate(OPS) if name != "Invert"]
         op = _like(torch.tensor(kinds), u)[(u[:, : self.num_ops] * len(kinds)).long()]
-        magnitude = _like(magnitudes(self.num_magnitude_bins, size)[:, self.magnitude], u)[op]
+        magnitude = _like(magnitudes(self.num_magnitude_bins, shape)[:, self.magnitude], u)[op]
         return {"op": op, "magnitude": _signed(magnitude, op, u[:, self.num_ops :])}
 
 
@@ -112,13 +112,13 @@ class AutoAugment(_Policy):
             raise UserError(f"AutoAugment: policy must be one of {', '.join(_POLICIES)}, not {policy}")
         self.policy = policy
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         """`op` (n, 2) int64, places in `OPS`; `magnitude` (n, 2), signed."""
         pairs = _POLICIES[self.policy]
         kind = torch.tensor([[OPS.index(name) for name, _, _ in pair] for pair in pairs])  # (25, 2)
         rate = torch.tensor([[float(rate) for _, rate, _ in pair] for pair in pairs])
         level = torch.tensor([[int(level) for _, _, level in pair] for pair in pairs])
-        table = magnitudes(10, size)[kind, level]
+        table = magnitudes(10, shape)[kind, level]
         u = draw.uniform(5)  # (n, 5)
         chosen = (u[:, 0] * len(pairs)).long()  # (n,)
         acts = u[:, 1:3] < _like(rate, u)[chosen]
@@ -126,12 +126,13 @@ class AutoAugment(_Policy):
         return {"op": op, "magnitude": _signed(torch.where(acts, _like(table, u)[chosen], 0), op, u[:, 3:])}
 
 
-def magnitudes(bins: int, size: tuple[int, int]) -> Tensor:
-    """What the levels 0 ... `bins` - 1 mean for images of `size`: float32 (len(OPS), bins), in the order of `OPS`.
+def magnitudes(bins: int, shape: tuple[int, ...]) -> Tensor:
+    """What the levels 0 ... `bins` - 1 mean for images of `shape`, (..., H, W): float32 (len(OPS), bins), in the order
+    of `OPS`.
 
     Slopes of shears, pixels of shifts, degrees of turns, factors less 1 of blends and sharpness, bits, thresholds.
     """
-    H, W = size
+    H, W = shape[-2:]
     largest = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331 * W, "TranslateY": 150 / 331 * H, "Rotate": 30.0}
     largest |= dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), 0.9)
     table = torch.stack([torch.linspace(0, largest.get(name, 0.0), bins) for name in OPS])

@@ -56,14 +56,14 @@ class RandomResizedCrop(BatchAugment):
         self.interpolation = interpolation
         self.antialias = antialias
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         """`box` (n, 4) int64: top, left, height, width of each crop, in pixels.
 
         torchvision's `RandomResizedCrop` makes up to ten tries for a crop that fits and falls back on a central one;
         here all ten are drawn at once and the first that fits is taken, which is the same law. float64, so that
         rounding agrees between devices.
         """
-        H, W = size
+        H, W = shape[-2:]
         u = draw.uniform64(2 * self.tries + 2)  # (n, 22)
         area = H * W * (self.scale[0] + (self.scale[1] - self.scale[0]) * u[:, : self.tries])  # (n, 10)
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -168,7 +168,7 @@ class HorizontalFlip(BatchAugment):
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(p)
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         return {}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:

@@ -20,7 +20,7 @@ class GaussianNoise(BatchAugment):
             raise UserError(f"GaussianNoise: sigma must be finite and not negative, not {sigma}")
         self.sigma = sigma
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         """`key` (n, 2) int64: what the noise of each image grows from."""
         return {"key": draw.bits(2)}
 
@@ -60,7 +60,7 @@ class Sobel(BatchAugment):
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(p)
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         return {}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:

@@ -37,11 +37,11 @@ class RandomErasing(BatchAugment):
             raise UserError(f"RandomErasing: value must be a number in [0, 1] or noise, not {value}")
         self.value = value
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         """`box` (n, 4) int64: top, left, height, width, in pixels, all 0 where nothing is erased. With noise, `key`
         (n, 2) int64: what it grows from.
         """
-        H, W = size
+        H, W = shape[-2:]
         u = draw.uniform64(2 * self.tries + 2)  # (n, 22)
         area = H * W * (self.scale[0] + (self.scale[1] - self.scale[0]) * u[:, : self.tries])  # (n, 10)
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -80,12 +80,12 @@ class Cutout(BatchAugment):
             raise UserError(f"Cutout: value must lie in [0, 1], not {value}")
         self.size, self.value = size, value
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         """`box` (n, 4) int64: top, left, height, width, in pixels, parts of it perhaps outside of the image."""
-        H, W = size
+        H, W = shape[-2:]
         side = self.size if isinstance(self.size, int) else max(1, round(self.size * min(H, W)))
         centre = torch.stack(
-            [torch.floor(u * s) for u, s in zip(draw.uniform64(2).unbind(1), size, strict=True)], dim=1
+            [torch.floor(u * s) for u, s in zip(draw.uniform64(2).unbind(1), (H, W), strict=True)], dim=1
         )
         return {"box": torch.cat([centre.long() - side // 2, torch.full_like(centre, side).long()], dim=1)}
 

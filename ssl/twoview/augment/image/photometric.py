@@ -50,7 +50,7 @@ class ColorJitter(BatchAugment):
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
         self.strength = strength
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         """`brightness`, `contrast`, `saturation`, `hue` (n,), and `order` (n, 4): a permutation of 0 ... 3 in that
         naming.
         """
@@ -181,7 +181,7 @@ class Grayscale(BatchAugment):
     def __init__(self, p: float = 0.2) -> None:
         super().__init__(p)
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         return {}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
@@ -208,7 +208,7 @@ class GaussianBlur(BatchAugment):
             raise UserError(f"GaussianBlur: kernel_size must be odd and positive, not {kernel_size}")
         self.kernel_size = kernel_size
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         """`sigma` (n,) in pixels."""
         return {"sigma": self.sigma[0] + (self.sigma[1] - self.sigma[0]) * draw.uniform(1)[:, 0]}
 

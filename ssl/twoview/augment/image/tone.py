@@ -22,7 +22,7 @@ class Solarize(BatchAugment):
             raise UserError(f"Solarize: threshold must lie in [0, 1], not {threshold}")
         self.threshold = threshold
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         """`threshold` (n,), the same for all."""
         return {"threshold": torch.full((n,), self.threshold, device=draw.index.device)}
 
@@ -39,7 +39,7 @@ class Posterize(BatchAugment):
             raise UserError(f"Posterize: bits must lie in [0, 8], not {bits}")
         self.bits = bits
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         """`bits` (n,), the same for all."""
         return {"bits": torch.full((n,), float(self.bits), device=draw.index.device)}
 
@@ -58,7 +58,7 @@ class Sharpness(BatchAugment):
         span = factor if isinstance(factor, Sequence) else (factor, factor)
         self.factor = check_range("Sharpness: factor", span, 0.0, 1e3)
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         """`factor` (n,)."""
         return {"factor": self.factor[0] + (self.factor[1] - self.factor[0]) * draw.uniform(1)[:, 0]}
 
@@ -72,7 +72,7 @@ class _Plain(BatchAugment):
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(p)
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         return {}
 
 

@@ -36,7 +36,7 @@ class RandomRotation(BatchAugment):
         check_sampling("RandomRotation", interpolation, fill)
         self.interpolation, self.fill = interpolation, fill
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         """`angle` (n,) in degrees."""
         return {"angle": _between(self.degrees, draw.uniform(1)[:, 0])}
 
@@ -74,11 +74,11 @@ class RandomAffine(BatchAugment):
         check_sampling("RandomAffine", interpolation, fill)
         self.interpolation, self.fill = interpolation, fill
 
-    def sample(self, draw: Draw, n: int, size: tuple[int, int]) -> Params:
+    def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
         """`angle` (n,) in degrees, `shift` (n, 2) along x and y in whole pixels, `scale` (n,), `shear` (n, 2) in
         degrees.
         """
-        H, W = size
+        H, W = shape[-2:]
         u = draw.uniform(6)  # (n, 6)
         reach = self.translate[0] * W, self.translate[1] * H
         return {

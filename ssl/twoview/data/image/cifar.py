@@ -30,7 +30,7 @@ from torchvision.datasets.utils import download_url
 
 from twoview.data.image.decode import Encoded, refuse_pipe
 from twoview.data.image.parquet import class_names, column_names, read_images, read_labels
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ CIFAR100 = Source(
 )
 
 
-def cifar10(root: str | Path, split: str, unverified: bool = False) -> ImageSet:
+def cifar10(root: str | Path, split: str, unverified: bool = False) -> SampleSet:
     """`<root>/cifar-10-batches-py`, else `<root>/cifar10/{train,test}-*.parquet`, else downloaded.
 
     Batches that are not the original ones, by their checksums, are a UserError unless `unverified`.
@@ -84,12 +84,12 @@ def cifar10(root: str | Path, split: str, unverified: bool = False) -> ImageSet:
     return _load(CIFAR10, Path(root).expanduser(), split, unverified)
 
 
-def cifar100(root: str | Path, split: str, unverified: bool = False) -> ImageSet:
+def cifar100(root: str | Path, split: str, unverified: bool = False) -> SampleSet:
     """The same from `<root>/cifar-100-python` or `<root>/cifar100`; labels are the 100 fine ones."""
     return _load(CIFAR100, Path(root).expanduser(), split, unverified)
 
 
-def _load(source: Source, root: Path, split: str, unverified: bool) -> ImageSet:
+def _load(source: Source, root: Path, split: str, unverified: bool) -> SampleSet:
     batches, shards = root / source.files.base_folder, root / source.name
     if not batches.is_dir() and any(shards.glob("*.parquet")):
         place = shards
@@ -105,7 +105,7 @@ def _load(source: Source, root: Path, split: str, unverified: bool) -> ImageSet:
         raise UserError(f"{place} is not {source.title}: {split} has {has}, not {needs}; delete it and get it again")
     if int(labels.min()) < 0 or int(labels.max()) >= len(classes):
         raise UserError(f"{place} has labels outside 0 ... {len(classes) - 1}: delete it and get it again")
-    return ImageSet(source.name, images, labels, classes, source.mean, source.std)
+    return SampleSet(source.name, images, labels, classes, source.mean, source.std)
 
 
 class _Arrays(pickle.Unpickler):

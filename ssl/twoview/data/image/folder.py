@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from twoview.data.image.decode import Encoded, load_images
-from twoview.data.set import ImageSet, pixel_statistics
+from twoview.data.set import SampleSet, pixel_statistics
 from twoview.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -20,7 +20,7 @@ def image_folder(
     train: str = "train",
     test: str = "test",
     in_memory: bool | Literal["auto"] = "auto",
-) -> ImageSet | None:
+) -> SampleSet | None:
     """The images of `<root>/<train>` or `<root>/<test>`; with neither there, `root` is the train split.
 
     Sub-folders that directly hold images are the classes, in the order of their names; without any, the
@@ -53,7 +53,7 @@ def image_folder(
         images = load_images(files, size, in_memory)
     number = {name: i for i, name in enumerate(classes)}
     labels = torch.tensor([number[name] for name in names]) if names else None
-    return ImageSet(root.resolve().name, images, labels, classes if names else (), mean, std)
+    return SampleSet(root.resolve().name, images, labels, classes if names else (), mean, std)
 
 
 def _find(folder: Path) -> tuple[list[Path], list[str]]:

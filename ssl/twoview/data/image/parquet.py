@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from twoview.data.image.decode import Blob, Encoded, load_images, refuse_pipe
-from twoview.data.set import ImageSet, pixel_statistics, statistics_sample
+from twoview.data.set import SampleSet, pixel_statistics, statistics_sample
 from twoview.errors import UserError
 
 
@@ -21,7 +21,7 @@ def parquet(
     train: str = "train*.parquet",
     test: str = "test*.parquet",
     size: int | None = None,
-) -> ImageSet | None:
+) -> SampleSet | None:
     """The images of the files `<root>/<train>` or `<root>/<test>` (names or patterns), in order of the names.
 
     Labels are whole numbers or strings. The classes are those that the metadata of the first train file
@@ -49,7 +49,7 @@ def parquet(
     else:
         sample = set(statistics_sample(sum(count_rows(file) for file in train_files)).tolist())
         mean, std = pixel_statistics(Encoded(read_images(train_files, image_column, sample), size))
-    return ImageSet(root.resolve().name, images, labels, classes, mean, std)
+    return SampleSet(root.resolve().name, images, labels, classes, mean, std)
 
 
 def _glob(root: Path, pattern: str) -> list[Path]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from twoview.data.image.decode import check_memory
-from twoview.data.set import ImageSet, pixel_statistics
+from twoview.data.set import SampleSet, pixel_statistics
 from twoview.errors import UserError
 from twoview.rng import Draw
 
@@ -115,7 +115,7 @@ def _soft(wave: Array) -> Array:
 PATTERNS = (plain, stripes, waves, dots, checker)
 
 
-def shapes(split: str, n_train: int = 10_000, n_test: int = 2_000, size: int = 32, seed: int = 0) -> ImageSet | None:
+def shapes(split: str, n_train: int = 10_000, n_test: int = 2_000, size: int = 32, seed: int = 0) -> SampleSet | None:
     """Drawn images, uint8 (N, 3, size, size), of the ten `SHAPES`, each as frequent as the others.
 
     Image i of a split is a function of (seed, split, i) and the size alone: the first n of a larger set are
@@ -137,7 +137,7 @@ def shapes(split: str, n_train: int = 10_000, n_test: int = 2_000, size: int = 3
     check_memory(max(n_train, n_test), (3, size, size))
     images, labels, factors = render(seed, split, n, size)
     mean, std = pixel_statistics(render(seed, "train", 1000, size)[0])  # whatever the split and its length
-    return ImageSet("shapes", images, labels, tuple(shape.__name__ for shape in SHAPES), mean, std, factors)
+    return SampleSet("shapes", images, labels, tuple(shape.__name__ for shape in SHAPES), mean, std, factors)
 
 
 def render(seed: int, split: str, n: int, size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

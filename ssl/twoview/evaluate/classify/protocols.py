@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
 from twoview.augment.views import TwoViews
-from twoview.data.set import ImageSet
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.evaluate.classify.labelled import check_both, split
 from twoview.evaluate.classify.score import Head, ProbeResult, fingerprint, score
@@ -111,7 +111,7 @@ class TrainedResult(ProbeResult):
     loss: float  # mean cross-entropy of the last epoch, in nats
 
 
-def crops(encoder: nn.Module, images: ImageSet, seed: int) -> Take:
+def crops(encoder: nn.Module, images: SampleSet, seed: int) -> Take:
     """Features of training images that are cropped and flipped anew in each epoch, and nothing else: Inception's crop
     of 8 to 100 % of the area. The encoder takes float images in [0, 1]; it runs in eval mode where it is.
     """

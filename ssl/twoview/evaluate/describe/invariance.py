@@ -202,7 +202,7 @@ def _answered(
 def factors(
     train_h: Tensor, train_factors: Mapping[str, Tensor], test_h: Tensor, test_factors: Mapping[str, Tensor]
 ) -> dict[str, dict[str, Any]]:
-    """How much of what is known of each image (`ImageSet.factors`) a linear map reads from its features (N, D).
+    """How much of what is known of each image (`SampleSet.factors`) a linear map reads from its features (N, D).
 
     Integers, and numbers with two values, are classes: accuracy of a linear probe; `chance` is the share of the largest
     class. Others are continuous: R^2 of ridge regression on the test part, where 0 is the answer that needs no features
