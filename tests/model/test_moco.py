@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from twoview.cli import schema
 from twoview.errors import UserError
 from twoview.model.moco import MoCo
 from twoview.model.mocov3 import MoCoV3
@@ -329,6 +330,28 @@ def test_version_3_compares_queries_with_keys_of_their_width() -> None:
     heads = partial(Projector, out_dim=4), partial(Projector, out_dim=5)
     with pytest.raises(UserError, match=r"predictor.out_dim=5 and model.projector.out_dim=4"):
         MoCoV3(Flat(), RECIPE, *heads)
+
+
+def test_the_heads_of_version_3_have_no_bias(compose: Any) -> None:
+    """As `_build_mlp` of the authors' code: no linear layer has one, and the projector's last norm no scale."""
+    config = compose("model=mocov3")["model"]
+    projector, predictor = (schema.build(config[name])(in_dim=6) for name in ("projector", "predictor"))
+    for head in (projector, predictor):
+        assert not any(name == "bias" for m in head if isinstance(m, nn.Linear) for name, _ in m.named_parameters())
+    assert [(m.affine, m.num_features) for m in projector if isinstance(m, nn.BatchNorm1d)] == [
+        (True, 4096),
+        (False, 256),
+    ]
+    assert [(m.affine, m.num_features) for m in predictor if isinstance(m, nn.BatchNorm1d)] == [(True, 4096)]
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "batch_all"])
+def test_a_head_without_its_last_bias_is_otherwise_the_same(norm: Any) -> None:
+    """Where the last layer has none anyway, behind a norm, nothing changes."""
+    whole, bare = (Projector(6, 4, hidden_dim=5, norm=norm, bias_last=b) for b in (True, False))
+    assert [type(m) for m in whole] == [type(m) for m in bare]
+    lost = whole.state_dict().keys() - bare.state_dict().keys()
+    assert lost == (set() if norm == "batch_all" else {f"{len(whole) - 1}.bias"})
 
 
 def test_the_last_norm_of_version_3_has_no_scale() -> None:

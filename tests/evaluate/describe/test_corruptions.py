@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy import stats
+from scipy import ndimage, stats
 from torch import Tensor
 
 from twoview.evaluate.classify.calibration import reliability
@@ -65,6 +65,35 @@ def test_noise_differs_from_image_to_image_and_with_the_seed(name: str) -> None:
     first, second = corrupt(images, name, 5, torch.tensor([0, 1]))
     assert not torch.equal(first, second)
     assert not torch.equal(corrupt(images[:1], name, 5, torch.tensor([0]), seed=1)[0], first)
+
+
+def zoomed(image: np.ndarray, factor: float) -> np.ndarray:
+    """A square image (H, W, C) enlarged about its middle, in whole pixels, and trimmed again."""
+    side = len(image)
+    cut = math.ceil(side / factor)
+    at = (side - cut) // 2
+    large = ndimage.zoom(image[at : at + cut, at : at + cut], (factor, factor, 1), order=1)
+    at = (len(large) - side) // 2
+    return large[at : at + side, at : at + side]
+
+
+@pytest.mark.parametrize(("severity", "count"), [(1, 7), (2, 12), (3, 16), (4, 21), (5, 26)])
+@pytest.mark.parametrize("side", [32, 31, 96])
+def test_zoom_blur_is_that_of_the_script(severity: int, count: int, side: int) -> None:
+    images = smooth(2, side)
+    factors = np.arange(1, (1.06, 1.11, 1.16, 1.21, 1.26)[severity - 1], 0.01)
+    assert len(factors) == count
+    for image, got in zip(images, corrupt(images, "zoom blur", severity, torch.arange(2)), strict=True):
+        x = image.permute(1, 2, 0).numpy().astype(np.float32) / 255
+        expected = (x + sum(zoomed(x, factor) for factor in factors)) / (count + 1) * 255
+        assert np.abs(got.permute(1, 2, 0).numpy() - expected).max() < 0.51
+
+
+def test_zoom_blur_of_other_ratios_keeps_the_middle() -> None:
+    images = torch.zeros(1, 1, 21, 41, dtype=torch.uint8)
+    images[..., 10, 20] = 255
+    blurred = corrupt(images, "zoom blur", 3, torch.arange(1))[0, 0].float()
+    assert (blurred == blurred.max()).nonzero().tolist() == [[10, 20]]
 
 
 @pytest.mark.parametrize(("severity", "sigma"), [(1, 0.04), (5, 0.10)])

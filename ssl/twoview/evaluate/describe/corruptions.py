@@ -9,9 +9,10 @@ The parameters are for 32 pixels; on images of another size, lengths grow with t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -124,16 +125,26 @@ def _motion_blur(images: Tensor, severity: float, draw: Draw) -> Tensor:
     return blurred
 
 
-def _zoom_blur(images: Tensor, largest: float, draw: Draw) -> Tensor:
-    """The mean of the image and of its enlargements by 0, 1, 2, ... percent."""
-    count = round(largest * 100) + 1
-    total = images.clone()
-    for i in range(count):
-        factor = 1 / (1 + i / 100)
-        matrix = images.new_tensor([[factor, 0, 0], [0, factor, 0]]).expand(len(images), 2, 3)
-        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-        total += F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return total / (count + 1)
+def _zoom_blur(images: Tensor, end: float, draw: Draw) -> Tensor:
+    """The mean of the image and of its enlargements by 0, 1, 2, ... percent, up to below `end`."""
+    factors = np.arange(1, end, 0.01)  # whether `end` itself is among them is decided by rounding, as in the script
+    return (images + sum(_enlarged(images, float(factor)) for factor in factors)) / (len(factors) + 1)
+
+
+def _enlarged(images: Tensor, factor: float) -> Tensor:
+    """The middle enlarged: cut to whole pixels, corners to corners, and trimmed to the size of before (the script's
+    `clipped_zoom`, on both sides).
+    """
+    size = images.shape[-2:]
+    inner = [math.ceil(n / factor) for n in size]
+    outer = [round(n * factor) for n in inner]
+    middle = _centre(images, inner)
+    return _centre(F.interpolate(middle, size=outer, mode="bilinear", align_corners=True), size)
+
+
+def _centre(images: Tensor, size: Sequence[int]) -> Tensor:
+    top, left = ((n - m) // 2 for n, m in zip(images.shape[-2:], size, strict=True))
+    return images[..., top : top + size[0], left : left + size[1]]
 
 
 def _brightness(images: Tensor, more: float, draw: Draw) -> Tensor:
@@ -217,7 +228,7 @@ CORRUPTIONS = {
     "gaussian blur": Corruption("blur", (0.4, 0.6, 0.7, 0.8, 1.0), _gaussian_blur),
     "defocus blur": Corruption("blur", PLACES, _defocus_blur),
     "motion blur": Corruption("blur", PLACES, _motion_blur),
-    "zoom blur": Corruption("blur", (0.05, 0.10, 0.15, 0.20, 0.25), _zoom_blur),
+    "zoom blur": Corruption("blur", (1.06, 1.11, 1.16, 1.21, 1.26), _zoom_blur),
     "brightness": Corruption("light", (0.05, 0.10, 0.15, 0.20, 0.30), _brightness),
     "contrast": Corruption("light", (0.75, 0.5, 0.4, 0.3, 0.15), _contrast),
     "saturate": Corruption("light", PLACES, _saturate, (3,)),

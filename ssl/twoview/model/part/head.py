@@ -14,7 +14,8 @@ class Projector(nn.Sequential):
 
     `hidden_dim=None` keeps the width of h. `norm="batch"` normalises after each layer but the last, `"batch_all"`
     after the last too (as SimCLR's TensorFlow code does), where linear layers lose their bias. `affine_last=False`
-    takes scale and shift from the last of these norms (MoCo v3). `layers=1` is the linear head of MoCo v1.
+    takes scale and shift from the last of these norms, `bias_last=False` the bias from the last linear layer (both MoCo
+    v3, whose `_build_mlp` has no biases at all). `layers=1` is the linear head of MoCo v1.
     """
 
     out_dim: int
@@ -27,6 +28,7 @@ class Projector(nn.Sequential):
         layers: int = 2,
         norm: Literal["none", "batch", "batch_all"] = "none",
         affine_last: bool = True,
+        bias_last: bool = True,
     ) -> None:
         if layers < 1 or out_dim < 1 or (hidden_dim is not None and hidden_dim < 1):
             raise UserError(
@@ -39,7 +41,7 @@ class Projector(nn.Sequential):
         for i, (a, b) in enumerate(pairwise(widths)):
             last = i == layers - 1
             normalised = norm == "batch_all" or (norm == "batch" and not last)
-            modules.append(nn.Linear(a, b, bias=not normalised))
+            modules.append(nn.Linear(a, b, bias=not normalised and (bias_last or not last)))
             if normalised:
                 modules.append(nn.BatchNorm1d(b, affine=affine_last or not last))
             if not last:
