@@ -234,6 +234,12 @@ def test_input_formats_give_the_same_views(kind: str) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=5e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64, torch.bool])
+def test_integers_without_a_scale_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(UserError, match=f"images of {str(dtype)[6:]}: give uint8"):
+        two_views()(pixels(3).to(dtype), index(3), 0)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_images_are_not_changed_in_place(dtype: torch.dtype) -> None:
     images = pixels(8).to(dtype) / 255 if dtype.is_floating_point else pixels(8)

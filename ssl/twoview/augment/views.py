@@ -185,7 +185,14 @@ _COMPILING_PAYS = 1e9  # pixels: at about 27 ns gained with each on two cores, m
 
 
 def _as_float(images: Tensor) -> Tensor:
-    return images / 255 if images.dtype == torch.uint8 else images.float()
+    if images.dtype == torch.uint8:
+        return images / 255
+    if not images.is_floating_point():
+        raise UserError(
+            f"images of {str(images.dtype).removeprefix('torch.')}: give uint8 pixels, or floats in [0, 1] "
+            "(divided by their largest possible value)"
+        )
+    return images.float()
 
 
 def _block(images: Tensor, cache: int) -> int:

@@ -113,6 +113,18 @@ def test_contrast_reaches_both_ends() -> None:
     assert (out.amax(dim=(2, 3)) == 1).all()
 
 
+@pytest.mark.parametrize("op", [Equalize, AutoContrast, Invert, Posterize, Solarize, Sharpness])
+@pytest.mark.parametrize("beyond", [4.1e-6, 0.01, 5.0])
+def test_what_lies_beyond_white_and_black_is_no_error(op: type[BatchAugment], beyond: float) -> None:
+    """Interpolation and blends leave [0, 1] by rounding."""
+    images = tones(18, 20, 20)
+    images[:, :, 3, 4], images[:, :, 5, 6] = 1 + beyond, -beyond
+    out = op(p=1.0)(images, draw(18))
+    assert out.isfinite().all()
+    if op is Equalize:
+        torch.testing.assert_close(out, op(p=1.0)(images.clamp(0, 1), draw(18)))
+
+
 def test_equalize_makes_levels_equally_frequent() -> None:
     """On images so large that the whole number of pixels per level loses little to rounding."""
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)) ** 3

@@ -124,11 +124,12 @@ def sharpen(x: Tensor, factor: Tensor) -> Tensor:
 def equalize(x: Tensor) -> Tensor:
     """`x` (B, C, H, W), each channel's histogram of 256 levels flattened by PIL's rule, the result on those levels.
 
-    A channel of one level, or with fewer than 255 pixels below its brightest level, is only put on the levels.
+    A channel of one level, or with fewer than 255 pixels below its brightest level, is only put on the levels. What
+    lies outside [0, 1], by rounding or otherwise, counts as the nearest of its ends.
     """
     if x.numel() == 0:
         return x
-    level = (x * 255.999).long().flatten(2)  # (B, C, H * W), torchvision's way to 8 bits
+    level = (x * 255.999).long().clamp(0, 255).flatten(2)  # (B, C, H * W), torchvision's way to 8 bits
     histogram = torch.zeros(*level.shape[:2], 256, dtype=torch.long, device=x.device)
     histogram.scatter_add_(2, level, torch.ones_like(level))
     at_most = histogram.cumsum(dim=2)  # (B, C, 256) pixels up to each level

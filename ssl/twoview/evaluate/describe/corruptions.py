@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -127,8 +126,8 @@ def _motion_blur(images: Tensor, severity: float, draw: Draw) -> Tensor:
 
 def _zoom_blur(images: Tensor, end: float, draw: Draw) -> Tensor:
     """The mean of the image and of its enlargements by 0, 1, 2, ... percent, up to below `end`."""
-    factors = np.arange(1, end, 0.01)  # whether `end` itself is among them is decided by rounding, as in the script
-    return (images + sum(_enlarged(images, float(factor)) for factor in factors)) / (len(factors) + 1)
+    count, step = math.ceil((end - 1) / 0.01), 1.01 - 1  # np.arange(1, end, 0.01) to the last bit, as in the script
+    return (images + sum(_enlarged(images, 1 + i * step) for i in range(count))) / (count + 1)
 
 
 def _enlarged(images: Tensor, factor: float) -> Tensor:
