@@ -77,7 +77,7 @@ def measure(name: str, network: str, minutes: float, precision: str, data: str) 
         "images_per_second": steps * peer.batch / seconds,
         "linear": linear.top1,
         "protocol_hash": linear.protocol_hash,
-        "interval": list(linear.interval),
+        "interval": linear.interval.limits,
         "knn": knn_accuracy(bank, labels, queries, truth, k=k, temperature=0.1, classes=classes),
     }
 

@@ -38,7 +38,7 @@ def figures(folder: Path) -> dict[str, dict[str, Any]]:
     knn = (json.loads(summary.read_text()).get("knn") or {}) if summary.exists() else {}
     if knn.get("final") is not None:
         interval = wilson(round(knn["final"] * knn["test"]), knn["test"])
-        found["knn"] = {"top1": knn["final"], "interval": list(interval)}
+        found["knn"] = {"top1": knn["final"], "interval": interval.limits}
     return found
 
 

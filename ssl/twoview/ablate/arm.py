@@ -175,8 +175,8 @@ def _judged(config: Mapping[str, Any], judge: Judge, encoder: Frozen, projector:
         bank, labelled.labels, queries, test.labels, min(judge.k, len(bank)), judge.temperature, len(train.classes)
     )
     found: dict[str, Any] = {
-        "linear": {"top1": result.top1, "interval": list(result.interval), "l2": getattr(result, "l2", None)},
-        "knn": {"top1": knn, "interval": list(wilson(round(knn * len(test)), len(test)))},
+        "linear": {"top1": result.top1, "interval": result.interval.limits, "l2": result.l2},
+        "knn": {"top1": knn, "interval": wilson(round(knn * len(test)), len(test)).limits},
         "quality": pairs,
         "invariance": {},
         "decode": {},

@@ -5,7 +5,7 @@ What a part returns goes into `card.json` as it is: plain containers, the encode
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from twoview.data.set import SampleSet, stratified_split
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.classify.calibration import reliability
+from twoview.evaluate.classify.knn import Neighbours, nearest, vote
 from twoview.evaluate.classify.linear import ConvexResult, probe
-from twoview.evaluate.classify.neighbours import Neighbours, nearest, vote
 from twoview.evaluate.describe import invariance
 from twoview.evaluate.describe.corruptions import CORRUPTIONS, SEVERITIES, corrupt, suited
 from twoview.evaluate.describe.quality import quality
@@ -94,13 +94,13 @@ def linear(judged: Judged) -> dict[str, Any]:
         right["ridge"][name] = (encoder.head.ridge_head.logits(encoder.test).argmax(1) == judged.answers).cpu()
         if encoder.head.top5 is not None:
             right["top5"][name] = (logits.topk(5).indices == judged.answers[:, None]).any(1).cpu()
-        found[name] = encoder.head.to_json() | {"reliability": reliability(logits.softmax(1), judged.answers)}
+        found[name] = encoder.head.plain() | {"reliability": reliability(logits.softmax(1), judged.answers)}
     judged.right |= {score: hits for score, hits in right.items() if hits}
     of_class = judged.answers.cpu()[:, None] == torch.arange(judged.classes)  # (M, classes)
     for name in judged.encoders:
         if name != RUN:
             found[name]["per_class_paired"] = [
-                asdict(paired(right["linear"][RUN][own], right["linear"][name][own])) if own.any() else None
+                paired(right["linear"][RUN][own], right["linear"][name][own]).plain() if own.any() else None
                 for own in of_class.T
             ]
     return found
@@ -129,7 +129,7 @@ def knn(judged: Judged) -> dict[str, Any]:
         hits = right(encoder, *KNN).cpu()
         judged.right["knn"][name] = hits
         interval = wilson(int(hits.sum()), len(hits))
-        found[name] = {"top1": float(hits.float().mean()), "interval": list(interval), "grid": grid}
+        found[name] = {"top1": float(hits.float().mean()), "interval": interval.limits, "grid": grid}
     return found
 
 
@@ -147,17 +147,17 @@ def few_labels(judged: Judged) -> dict[str, Any]:
             values = {}
         for name, v in values.items():
             mean, own = mean_interval(v), values[RUN]
-            entry[name] = {"values": v, "mean": mean.mean, "interval": _limits(mean)}
+            entry[name] = {"values": v, "mean": mean.mean, "interval": mean.limits}
             if name != RUN:
                 gap = mean_interval([a - b for a, b in zip(own, v, strict=True)])
-                entry[name]["difference"] = {"mean": gap.mean, "interval": _limits(gap)}
+                entry[name]["difference"] = {"mean": gap.mean, "interval": gap.limits}
             if fraction == 1:
                 head = judged.encoders[name].head
                 assert head is not None
-                entry[name]["interval"] = list(head.interval)
+                entry[name]["interval"] = head.interval.limits
                 if name != RUN:
                     one = paired(judged.right["linear"][RUN], judged.right["linear"][name])
-                    entry[name]["difference"] = {"mean": one.difference, "interval": list(one.interval)}
+                    entry[name]["difference"] = {"mean": one.mean, "interval": one.limits}
         found["fractions"].append(entry)
     return found
 
@@ -173,10 +173,6 @@ def _values(judged: Judged, fraction: float, entry: dict[str, Any]) -> dict[str,
         for name, encoder in judged.encoders.items():
             values[name].append(judged.fit(encoder, rows.to(judged.device), seed).top1)
     return values
-
-
-def _limits(interval: Any) -> list[float] | None:
-    return None if interval.low is None else [interval.low, interval.high]
 
 
 def robustness(judged: Judged) -> dict[str, Any]:
@@ -198,7 +194,7 @@ def robustness(judged: Judged) -> dict[str, Any]:
     for encoder, hits in right.items():
         found[encoder] = {
             "clean": float(clean[encoder].float().mean()),
-            "clean_interval": list(wilson(int(clean[encoder].sum()), len(index))),
+            "clean_interval": wilson(int(clean[encoder].sum()), len(index)).limits,
             **_over_images(hits, right[RUN] if encoder != RUN else None),
             "accuracy": {name: hits[i].mean(1).tolist() for i, name in enumerate(names)},
             "by_group": {
@@ -214,7 +210,7 @@ def _over_images(hits: Tensor, own: Tensor | None) -> dict[str, Any]:
 
     def over(x: Tensor) -> dict[str, Any]:
         spread = bootstrap_interval(x.mean((0, 1)).double().numpy())  # of an image: the share of its corruptions
-        return {"mean": spread.mean, "interval": _limits(spread)}
+        return {"mean": spread.mean, "interval": spread.limits}
 
     return over(hits) | ({} if own is None else {"difference": over(own - hits)})
 
@@ -290,7 +286,7 @@ def transfer(judged: Judged, elsewhere: Mapping[str, tuple[SampleSet, SampleSet]
 def differences(right: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
     """The run against every other encoder on the same images, for each score (`twoview.stats.paired`)."""
     return {
-        score: {name: asdict(paired(hits[RUN], other)) for name, other in hits.items() if name != RUN}
+        score: {name: paired(hits[RUN], other).plain() for name, other in hits.items() if name != RUN}
         for score, hits in right.items()
     }
 

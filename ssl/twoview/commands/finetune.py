@@ -161,7 +161,7 @@ def finetune(
     seconds = time.monotonic() - began
     logits = extract(model, test, device=device)  # (M, classes)
     return {
-        **score(logits, test.labels.cpu(), len(train.classes)),
+        **score(logits, test.labels.cpu(), len(train.classes)).plain(),
         "lr": best.peak(len(train)),
         "path": tried,
         "losses": losses,

@@ -64,7 +64,7 @@ def _probe(judged: Subject, encoder: Frozen, config: dict[str, Any]) -> dict[str
             recipe = PUBLISHED[config["protocol"]]
             take = crops(encoder.to(judged.device), judged.train, config["seed"]) if recipe.augment else None
             result = follow(recipe, *parts, config["holdout"], config["seed"], epochs=config["epochs"], take=take)
-    return result.to_json() | {"frozen": proof}
+    return result.plain() | {"frozen": proof}
 
 
 def knn_command(composed: DictConfig) -> int:
@@ -91,7 +91,7 @@ def knn_command(composed: DictConfig) -> int:
             classes=len(judged.train.classes),
         )
     n = len(judged.test)
-    low, high = wilson(round(scores["trained"] * n), n)
+    interval = wilson(round(scores["trained"] * n), n)
     protocol = (
         f"kNN on h: k={config['k']}, cosine, weights exp(similarity/{config['temperature']}), "
         "bank of all training images without augmentation"
@@ -100,7 +100,7 @@ def knn_command(composed: DictConfig) -> int:
         "protocol": protocol,
         "protocol_hash": fingerprint(protocol),
         "top1": scores["trained"],
-        "interval": [low, high],
+        "interval": interval.limits,
         "baseline": {"top1": scores["untrained"]} if config["baseline"] else None,
         "train_size": len(judged.train),
         "test_size": n,
@@ -111,8 +111,8 @@ def knn_command(composed: DictConfig) -> int:
     log.info(
         "kNN top-1 %.2f %% [%.2f, %.2f]%s, written to %s",
         100 * scores["trained"],
-        100 * low,
-        100 * high,
+        100 * interval.low,
+        100 * interval.high,
         untrained,
         path,
     )

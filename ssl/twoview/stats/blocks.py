@@ -1,19 +1,20 @@
-"""What a few seeds can say: intervals, and arms compared with a reference arm, paired by seed.
+"""What a few seeds can say: arms compared with a reference arm, paired by seed.
 
 The layout is a randomised block design: the seeds are the blocks, and a value is an arm's effect plus a seed's effect
 plus a residual (Montgomery, "Design and Analysis of Experiments", chapter 4). The seed's effect cancels in the paired
-differences. Their spread comes from the residuals of *all* arms, (arms - 1)(seeds - 1) degrees of freedom, because the
-arm's own pairs leave seeds - 1: with 6 arms, 3 seeds and an effect of 4 standard deviations, the paired t test of each
-arm by itself finds the effect in 26 of 100 simulated studies, the pooled one in 90 (`benchmarks/power.py`). For two
-arms they are the same.
+differences. Their spread is estimated from the residuals of *all* arms, with (arms - 1)(seeds - 1) degrees of freedom;
+an arm's own pairs have only seeds - 1. With 6 arms, 3 seeds and an effect of 4 standard deviations, the paired t test
+of each arm by itself finds the effect in 26 of 100 simulated studies, the pooled one in 90 (`benchmarks/power.py`).
+For two arms the two tests are the same.
 
-The price is an assumption: residuals are normal and vary alike in all arms. An arm that collapses for some seeds breaks
-it, would hide the differences of the others and be trusted too much itself. So each arm's residuals are held against
-those of the rest (the F test of the sum of squares that goes when the arm is left out, exact under the assumption) and
-an arm that stands out is set apart: it lends its spread to nobody and is judged by its own pairs alone; if it is the
-reference, all arms are. A collapse is caught so. What remains is an arm, or worse a reference, that is noisier by a
-factor of 2 to 5, which few seeds do not show: then up to 17 of 100 studies of 6 to 20 arms without any effect raise a
-false alarm with 3 seeds, up to 12 with 5 seeds, instead of 5.
+Pooling assumes that residuals are normal with the same variance in all arms. An arm that collapses for some seeds
+violates this: it would hide the differences of the other arms, and its own mean would be trusted too much. So the
+residuals of each arm are tested against those of the rest (the F test of the sum of squares that disappears when the
+arm is left out, exact under the assumption), and an arm that stands out is set apart: its spread is not pooled and it
+is judged by its own pairs alone. If the reference stands out, every arm is judged by its own pairs. This catches
+collapses. What few seeds cannot show is an arm, or worse a reference, that is noisier by a factor of 2 to 5: then up
+to 17 of 100 studies of 6 to 20 arms without any effect raise a false alarm with 3 seeds, and up to 12 with 5 seeds,
+instead of 5.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoview.errors import UserError
-from twoview.stats.intervals import _finite, _scipy
+from twoview.stats.intervals import Interval, finite, scipy
 
 ALPHA = 0.05  # share of studies without any effect in which at least one verdict may be wrong
 POWER = 0.8
@@ -42,15 +43,13 @@ Verdict = Literal[
 
 
 @dataclass(frozen=True)
-class Difference:
-    """An arm minus the reference arm, over the n seeds that both have."""
+class Difference(Interval):
+    """An arm minus the reference arm, over the n seeds that both have, with 95 % limits that hold for this difference
+    alone: the verdict is stricter. The mean is None where there is no common seed.
+    """
 
-    mean: float | None  # None without a common seed
-    low: float | None  # 95 %, of this difference alone: the verdict is stricter
-    high: float | None
     p: float | None  # two-sided
     p_corrected: float | None  # by Holm's method for all arms that are compared
-    n: int
     detectable: float | None  # true difference that such a study finds with probability POWER
     verdict: Verdict
 
@@ -59,12 +58,13 @@ def compare(arms: Mapping[str, Mapping[int, float]], reference: str) -> dict[str
     """Each other arm against the `reference`, from values by arm and seed; higher is better. Values that are not finite
     count as missing.
 
-    The corrected p below 0.05 decides the verdict (Holm, "A simple sequentially rejective multiple test procedure",
-    1979); `detectable` is for the level 0.05 / arms compared. Raises UserError without the reference arm.
+    The verdict is "better" or "worse" where the corrected p is below 0.05 (Holm, "A simple sequentially rejective
+    multiple test procedure", 1979). `detectable` is for the level 0.05 / arms compared. Raises UserError where the
+    reference arm is missing.
     """
     if reference not in arms:
         raise UserError(f"there is no arm {reference!r} to compare with; the reference may be one of {', '.join(arms)}")
-    special = _scipy().special
+    special = scipy().special
     names = [reference, *(name for name in arms if name != reference)]
     seeds = sorted({seed for values in arms.values() for seed in values})
     table = np.full((len(names), len(seeds)), np.nan)  # (arms, seeds)
@@ -73,7 +73,7 @@ def compare(arms: Mapping[str, Mapping[int, float]], reference: str) -> dict[str
             table[row, seeds.index(seed)] = value
     table[~np.isfinite(table)] = np.nan
 
-    pairs = {name: _finite(table[row] - table[0]) for row, name in enumerate(names) if row}
+    pairs = {name: finite(table[row] - table[0]) for row, name in enumerate(names) if row}
     alike, variance, df = _residual_variance(table)
     errors: dict[str, tuple[float, int]] = {}  # standard error of the mean difference, degrees of freedom
     for row, name in enumerate(names[1:], start=1):
@@ -94,7 +94,7 @@ def compare(arms: Mapping[str, Mapping[int, float]], reference: str) -> dict[str
             verdict: Verdict = "no interval: no seed in common"
             if n:
                 verdict = "no interval: one seed" if n == 1 else "no interval: the seeds agree exactly"
-            found[name] = Difference(mean, None, None, None, None, n, None, verdict)
+            found[name] = Difference(mean, None, None, n, None, None, None, verdict)
             continue
         error, df = errors[name]
         half = float(special.stdtrit(df, 0.975)) * error
@@ -102,13 +102,13 @@ def compare(arms: Mapping[str, Mapping[int, float]], reference: str) -> dict[str
         if corrected[name] < ALPHA:
             verdict = "better" if mean > 0 else "worse"
         detectable = _detectable(df, ALPHA / len(p)) * error
-        found[name] = Difference(mean, mean - half, mean + half, p[name], corrected[name], n, detectable, verdict)
+        found[name] = Difference(mean, mean - half, mean + half, n, p[name], corrected[name], detectable, verdict)
     return found
 
 
 def _residual_variance(table: NDArray[np.float64]) -> tuple[list[int], float, int]:
     """Rows of `table` (arms, seeds) that vary alike, the variance of their residuals and its degrees of freedom."""
-    special, alike = _scipy().special, list(range(len(table)))
+    special, alike = scipy().special, list(range(len(table)))
     squares, df = _residuals(table[alike])
     while len(alike) > 2 and squares > _rounding(table) ** 2:
         noisiest, smallest = None, SET_APART
@@ -127,7 +127,7 @@ def _residual_variance(table: NDArray[np.float64]) -> tuple[list[int], float, in
 
 
 def _residuals(table: NDArray[np.float64]) -> tuple[float, int]:
-    """Sum of squares and degrees of freedom that effects of arms and of seeds leave of `table` (arms, seeds)."""
+    """Residual sum of squares and degrees of freedom of `table` (arms, seeds) after the effects of arms and seeds."""
     row, column = np.nonzero(np.isfinite(table))
     if not len(row):
         return 0.0, 0
@@ -138,7 +138,7 @@ def _residuals(table: NDArray[np.float64]) -> tuple[float, int]:
 
 
 def _rounding(table: NDArray[np.float64]) -> float:
-    """A spread that is nothing but rounding."""
+    """The largest spread that rounding alone can make."""
     return float(1e-12 * np.nanmax(np.abs(table), initial=0))
 
 
@@ -153,10 +153,8 @@ def _holm(p: Mapping[str, float]) -> dict[str, float]:
 @cache
 def _detectable(df: int, level: float) -> float:
     """The true difference, in standard errors, that a two-sided t test at `level` finds with probability POWER."""
-    scipy = _scipy()
-    stats = scipy.stats
+    stats, optimize = scipy().stats, scipy().optimize
     limit = stats.t.isf(level / 2, df)
     most = 3 + limit * np.sqrt(stats.chi2.isf(0.05, df) / df)  # found with more than 90 %
-    return float(
-        scipy.optimize.brentq(lambda d: stats.nct.sf(limit, df, d) - POWER, 0, most)
-    )  # the wrong side: below 1e-5
+    # Only the upper side counts: the lower one adds less than 1e-5.
+    return float(optimize.brentq(lambda d: stats.nct.sf(limit, df, d) - POWER, 0, most))

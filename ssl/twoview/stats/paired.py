@@ -1,37 +1,43 @@
 """Two classifiers on the same images: is one of them better?
 
-The images that both get right, or both wrong, say nothing of it. What is left are those that one alone gets right.
+Images that both get right, or both get wrong, do not tell. What counts are the discordant ones, which exactly one of
+the two gets right.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from twoview.stats.intervals import Z95
+from twoview.stats.intervals import Z95, Interval
 
 
 @dataclass(frozen=True)
-class Paired:
-    """The first classifier less the second: `difference` of their accuracies with its 95 % `interval`, and `p`, how
-    likely a split of the discordant images as uneven as this one is between equals.
+class Paired(Interval):
+    """Accuracy of the first classifier minus that of the second, with its 95 % limits, over n images. `p` is the
+    probability of a split of the discordant images at least as uneven as the observed one, were the two equally good.
     """
 
-    difference: float
-    interval: tuple[float, float]
+    mean: float
+    low: float
+    high: float
     p: float
     only_first: int  # images that the first alone gets right
     only_second: int
-    n: int
+
+    def plain(self) -> dict[str, Any]:
+        """As it stands in JSON files."""
+        counts = {"only_first": self.only_first, "only_second": self.only_second, "n": self.n}
+        return {"difference": self.mean, "interval": self.limits, "p": self.p, **counts}
 
 
 def paired(first: Tensor, second: Tensor) -> Paired:
-    """From bool (M,), whether each image is classified rightly.
+    """Compares two bool (M,), whether each image is classified correctly.
 
-    `p` is that of McNemar's test in its exact form (Psychometrika 1947): a fair coin for every discordant image. The
-    interval is Agresti & Min's (Statistics in Medicine 2005): Wald's, with half an image more in each of the four
-    cells.
+    `p` is that of McNemar's exact test (Psychometrika 1947): a fair coin for every discordant image. The interval is
+    that of Agresti & Min (Statistics in Medicine 2005): Wald's, with half an image added to each of the four cells.
     """
     if first.shape != second.shape or first.dim() != 1 or len(first) == 0:
         raise ValueError(f"need the same images for both, got {tuple(first.shape)} and {tuple(second.shape)}")
@@ -40,7 +46,7 @@ def paired(first: Tensor, second: Tensor) -> Paired:
     centre = (half_b - half_c) / total
     half = Z95 * math.sqrt(half_b + half_c - (half_b - half_c) ** 2 / total) / total
     low, high = max(-1.0, centre - half), min(1.0, centre + half)
-    return Paired((b - c) / n, (low, high), coin(b, c), b, c, n)
+    return Paired((b - c) / n, low, high, n, coin(b, c), b, c)
 
 
 def coin(heads: int, tails: int) -> float:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from twoview.evaluate.classify import knn
-from twoview.evaluate.classify.knn import knn_accuracy, knn_predict
+from twoview.evaluate.classify.knn import knn_accuracy, knn_predict, nearest, vote
 
 
 def sets(n: int, m: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,7 +95,7 @@ def test_a_k_beyond_the_bank_takes_the_bank_and_says_so(caplog: pytest.LogCaptur
     bank, labels, queries = sets(6, 4)
     with caplog.at_level(logging.WARNING):
         many = knn_predict(bank, labels, queries, 200, 0.1, 3)
-    assert "k=200 is more than the bank of 6" in caplog.text
+    assert "k=200 exceeds the 6 entries of the bank" in caplog.text
     assert torch.equal(many, knn_predict(bank, labels, queries, 6, 0.1, 3))
 
 
@@ -111,3 +111,21 @@ def test_refuses_shapes_that_do_not_fit() -> None:
         knn_predict(bank, labels[:5], queries, 1, 0.1, 3)
     with pytest.raises(ValueError, match="sizes differ"):
         knn_predict(bank, labels, queries[:, :3], 1, 0.1, 3)
+
+
+@pytest.mark.parametrize("k", [1, 7, 200])
+@pytest.mark.parametrize("temperature", [0.02, 1.0])
+def test_a_vote_of_stored_neighbours_is_knn(k: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(300, 8, generator=generator), torch.randn(40, 8, generator=generator)
+    labels = torch.randint(5, (300,), generator=generator)
+    found = vote(nearest(bank, queries, 200), labels, k, temperature, 5)
+    assert torch.allclose(found, knn_predict(bank, labels, queries, k, temperature, 5), atol=1e-6)
+
+
+def test_a_small_bank_is_taken_whole() -> None:
+    found = nearest(torch.eye(3), torch.eye(3)[:1], 10)
+    assert found.rows.shape == (1, 3)
+    assert int(found.rows[0, 0]) == 0
+    with pytest.raises(ValueError, match="bank"):
+        nearest(torch.zeros(0, 3), torch.eye(3), 1)

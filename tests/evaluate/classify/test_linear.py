@@ -194,12 +194,12 @@ def test_the_figures_of_a_probe_agree_with_each_other() -> None:
     np.testing.assert_allclose([float(a or 0) for a in result.per_class], np.diag(confusion) / confusion.sum(1))
     assert result.top5 is not None
     assert result.top1 < result.top5 <= 1
-    assert result.interval[0] < result.top1 < result.interval[1]
+    assert result.interval.low < result.top1 < result.interval.high
     assert result.chance == 1 / 6 < result.majority < result.top1
     assert (result.train_size, result.test_size) == (600, 300)
     assert 55 <= result.holdout_size <= 65
     assert result.gap_bound <= 1e-10
-    plain = result.to_json()
+    plain = result.plain()
     assert json.loads(json.dumps(plain)) == plain
     assert "head" not in plain
 
@@ -230,7 +230,7 @@ def test_the_choice_never_sees_the_test_set() -> None:
 
 
 def test_the_same_seed_gives_the_same_result_and_another_another_split() -> None:
-    one, again, other = (probe(**arguments(seed=seed)).to_json() for seed in (3, 3, 4))
+    one, again, other = (probe(**arguments(seed=seed)).plain() for seed in (3, 3, 4))
     for result in (one, again, other):
         result.pop("seconds")
     assert one == again

@@ -76,7 +76,7 @@ def test_each_learns_and_states_what_it_is(recipe: Recipe) -> None:
     assert ("cropped and flipped" in result.protocol_text) == recipe.augment
     assert result.epochs == epochs
     assert math.isfinite(result.loss)
-    plain = result.to_json()
+    plain = result.plain()
     assert json.loads(json.dumps(plain)) == plain
 
 

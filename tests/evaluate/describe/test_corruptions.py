@@ -1,4 +1,4 @@
-"""Corruptions against Pillow, closed forms and what severity means; the other small judges beside slow oracles."""
+"""Corruptions beside Pillow, closed forms, and what severity means."""
 
 import io
 import math
@@ -7,19 +7,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage, stats
 from torch import Tensor
 
-from twoview.evaluate.classify.calibration import reliability
-from twoview.evaluate.classify.knn import knn_predict
-from twoview.evaluate.classify.neighbours import nearest, vote
-from twoview.evaluate.classify.score import ece
 from twoview.evaluate.describe.corruptions import CORRUPTIONS, SEVERITIES, corrupt, suited
 from twoview.rng import Draw
-from twoview.stats.paired import paired
 
 EVERY = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
 
@@ -209,67 +202,3 @@ def test_other_sizes_and_channels() -> None:
     assert corrupt(smooth(0), "jpeg", 1, torch.arange(0)).shape == (0, 3, 32, 32)
     with pytest.raises(ValueError, match="severity"):
         corrupt(smooth(1), "jpeg", 6, torch.arange(1))
-
-
-@given(b=st.integers(0, 40), c=st.integers(0, 40), both=st.integers(0, 60), neither=st.integers(0, 60))
-@settings(max_examples=60, deadline=None)
-def test_mcnemar_is_the_binomial_test_of_discordant_images(b: int, c: int, both: int, neither: int) -> None:
-    if b + c + both + neither == 0:
-        return
-    first = torch.tensor([1] * b + [0] * c + [1] * both + [0] * neither).bool()
-    second = torch.tensor([0] * b + [1] * c + [1] * both + [0] * neither).bool()
-    found, mirrored = paired(first, second), paired(second, first)
-    oracle = stats.binomtest(b, b + c).pvalue if b + c else 1.0
-    assert found.p == pytest.approx(oracle, rel=1e-9)
-    assert found.difference == pytest.approx((b - c) / len(first))
-    low, high = found.interval
-    assert -1 <= low <= high <= 1
-    assert (mirrored.difference, mirrored.p) == (-found.difference, found.p)
-    assert mirrored.interval == pytest.approx((-high, -low))
-
-
-def test_the_interval_of_a_difference_covers() -> None:
-    """95 of 100 experiments with a known difference of 0.06, on 200 images."""
-    generator = torch.Generator().manual_seed(0)
-    inside = 0
-    for _ in range(1000):
-        u = torch.rand(200, generator=generator)
-        low, high = paired(u < 0.70, (u < 0.60) | (u > 0.96)).interval  # 0.70 against 0.64, 0.14 discordant
-        inside += low <= 0.06 <= high
-    assert 930 <= inside <= 985
-
-
-def test_paired_needs_the_same_images() -> None:
-    with pytest.raises(ValueError, match="same images"):
-        paired(torch.ones(3).bool(), torch.ones(4).bool())
-
-
-def test_reliability_adds_up_to_ece() -> None:
-    generator = torch.Generator().manual_seed(0)
-    probabilities = (3 * torch.randn(500, 4, generator=generator)).softmax(1)
-    labels = torch.randint(4, (500,), generator=generator)
-    bins = reliability(probabilities, labels)
-    assert sum(b["n"] for b in bins) == 500
-    assert all(b["low"] < b["confidence"] <= b["high"] + 1e-9 for b in bins)
-    gap = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / 500
-    assert gap == pytest.approx(ece(probabilities, labels), abs=1e-12)
-    (sure,) = reliability(torch.eye(3), torch.tensor([0, 1, 0]))
-    assert (sure["n"], sure["confidence"], sure["accuracy"]) == (3, 1.0, pytest.approx(2 / 3))
-
-
-@pytest.mark.parametrize("k", [1, 7, 200])
-@pytest.mark.parametrize("temperature", [0.02, 1.0])
-def test_a_vote_of_stored_neighbours_is_knn(k: int, temperature: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    bank, queries = torch.randn(300, 8, generator=generator), torch.randn(40, 8, generator=generator)
-    labels = torch.randint(5, (300,), generator=generator)
-    found = vote(nearest(bank, queries, 200), labels, k, temperature, 5)
-    assert torch.allclose(found, knn_predict(bank, labels, queries, k, temperature, 5), atol=1e-6)
-
-
-def test_a_small_bank_is_taken_whole() -> None:
-    found = nearest(torch.eye(3), torch.eye(3)[:1], 10)
-    assert found.rows.shape == (1, 3)
-    assert int(found.rows[0, 0]) == 0
-    with pytest.raises(ValueError, match="bank"):
-        nearest(torch.zeros(0, 3), torch.eye(3), 1)

@@ -1,27 +1,29 @@
-"""Does a classifier know how sure it may be? Accuracy against confidence, bin by bin."""
+"""How far a classifier's confidence is from its accuracy (Guo et al., "On calibration of modern neural networks", ICML
+2017, arXiv 1706.04599)."""
 
 from torch import Tensor
 
 
 def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> list[dict[str, float]]:
-    """Bins of equal width by the probability of the predicted class (Guo et al., arXiv 1706.04599): for each that is
-    not empty `low`, `high`, the number `n` of its samples, and the means of their `confidence` and `accuracy`.
+    """The reliability diagram: bins of equal width by the probability of the predicted class, without the empty ones.
 
-    Probabilities (M, classes), labels (M,). The mean gap of the two, weighted by n, is `score.ece`.
+    From probabilities (M, classes) and labels (M,). A bin has `low`, `high` (it is open below and closed above), the
+    number `n` of its samples, and their mean `confidence` and `accuracy`.
     """
     confidence, predicted = probabilities.double().max(1)
-    right = (predicted == labels.to(predicted.device)).double()
-    index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)  # bins are open below, closed above
+    correct = (predicted == labels.to(predicted.device)).double()
+    index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
     found = []
     for i in index.unique().tolist():
-        here = index == i
-        found.append(
-            {
-                "low": i / bins,
-                "high": (i + 1) / bins,
-                "n": int(here.sum()),
-                "confidence": float(confidence[here].mean()),
-                "accuracy": float(right[here].mean()),
-            }
-        )
+        inside = index == i
+        means = {"confidence": float(confidence[inside].mean()), "accuracy": float(correct[inside].mean())}
+        found.append({"low": i / bins, "high": (i + 1) / bins, "n": int(inside.sum()), **means})
     return found
+
+
+def ece(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (eq. 5), in [0, 1]: the gap between confidence and accuracy, averaged over samples in
+    the bins of `reliability`.
+    """
+    found = reliability(probabilities, labels, bins)
+    return sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in found) / len(labels)

@@ -4,6 +4,7 @@ non-parametric instance discrimination", CVPR 2018, section 3.4)."""
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,46 @@ log = logging.getLogger(__name__)
 SIMILARITIES = 2**25  # entries of one block of the similarity matrix: 128 MiB of float32
 
 
+class Neighbours(NamedTuple):
+    """The nearest rows of a bank for each query, the nearest first."""
+
+    similarity: Tensor  # cosine, float32 (M, k)
+    rows: Tensor  # in the bank, int64 (M, k)
+
+
+def nearest(bank: Tensor, queries: Tensor, k: int) -> Neighbours:
+    """The `k` rows of the bank (N, D) with the highest cosine similarity to each query (M, D), the whole bank where it
+    has fewer. Runs in blocks of queries on the device of the features.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if len(bank) == 0:
+        raise ValueError("the bank is empty")
+    if bank.shape[1:] != queries.shape[1:]:
+        raise ValueError(f"sizes differ: bank {tuple(bank.shape)}, queries {tuple(queries.shape)}")
+    k, unit = min(k, len(bank)), F.normalize(bank.float(), dim=1)  # (N, D)
+    found = [
+        (F.normalize(block.float(), dim=1) @ unit.T).topk(k, dim=1)  # (B, k)
+        for block in queries.split(max(1, SIMILARITIES // len(bank)))
+    ]
+    if not found:
+        return Neighbours(unit.new_zeros(0, k), torch.zeros(0, k, dtype=torch.long, device=unit.device))
+    return Neighbours(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
+
+
+def vote(neighbours: Neighbours, labels: Tensor, k: int, temperature: float, classes: int) -> Tensor:
+    """Scores float32 (M, classes), rows summing to one, from the `k` nearest and the labels (N,) of the bank.
+
+    Each neighbour votes for its class with weight exp(similarity / temperature). The normalisation of the rows keeps
+    every temperature within the range of float32 and changes no ranking.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    similarity, rows = neighbours.similarity[:, :k], neighbours.rows[:, :k]
+    weight = (similarity / temperature).softmax(1)  # (M, k)
+    return weight.new_zeros(len(weight), classes).scatter_add_(1, labels.to(rows.device)[rows], weight)
+
+
 def knn_predict(
     train_features: Tensor,
     train_labels: Tensor,
@@ -22,37 +63,17 @@ def knn_predict(
     temperature: float,
     classes: int,
 ) -> Tensor:
-    """Scores float32 (M, classes), rows summing to one, of test features (M, D) from a labelled bank (N, D).
-
-    Each of the k nearest bank entries by cosine similarity s votes for its class with weight exp(s /
-    temperature). The normalisation of the rows keeps every temperature within the range of float32 and
-    changes no ranking. Runs in blocks on the device of the features. A k beyond the bank takes the whole
-    bank.
+    """Scores float32 (M, classes) of test features (M, D) from a labelled bank (N, D): `vote` of the `nearest`. A k
+    beyond the bank takes the whole bank, with a warning.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if len(train_features) == 0 or train_labels.shape != train_features.shape[:1]:
+    if train_labels.shape != train_features.shape[:1]:
         raise ValueError(
             f"need one label per bank entry, got labels {tuple(train_labels.shape)} "
             f"for a bank {tuple(train_features.shape)}"
         )
-    if train_features.shape[1:] != test_features.shape[1:]:
-        raise ValueError(
-            f"sizes differ: bank {tuple(train_features.shape)}, test features {tuple(test_features.shape)}"
-        )
     if k > len(train_features):
-        log.warning("k=%d is more than the bank of %d holds: using all of it", k, len(train_features))
-        k = len(train_features)
-    bank = F.normalize(train_features.float(), dim=1)  # (N, D)
-    labels = train_labels.to(bank.device)
-    scores = []
-    for queries in test_features.split(max(1, SIMILARITIES // len(bank))):
-        similarity, index = (F.normalize(queries.float(), dim=1) @ bank.T).topk(k, dim=1)  # (B, k) both
-        weight = (similarity / temperature).softmax(1)  # (B, k)
-        scores.append(weight.new_zeros(len(queries), classes).scatter_add_(1, labels[index], weight))
-    return torch.cat(scores) if scores else bank.new_zeros(0, classes)
+        log.warning("k=%d exceeds the %d entries of the bank: using all of them", k, len(train_features))
+    return vote(nearest(train_features, test_features, k), train_labels, k, temperature, classes)
 
 
 def knn_accuracy(

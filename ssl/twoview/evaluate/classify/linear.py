@@ -17,10 +17,9 @@ from torch import Tensor
 from twoview.evaluate.classify.labelled import check_both, split
 from twoview.evaluate.classify.newton import LinearProbe, fit_linear, fit_path
 from twoview.evaluate.classify.ridge import Ridge, fit_ridge
-from twoview.evaluate.classify.score import ProbeResult, ece, fingerprint, score
-from twoview.stats.intervals import wilson
+from twoview.evaluate.classify.score import ProbeResult, fingerprint, score
 
-__all__ = ["ConvexResult", "LinearProbe", "ProbeResult", "ece", "fit_linear", "fit_path", "probe", "wilson"]
+__all__ = ["ConvexResult", "LinearProbe", "ProbeResult", "fit_linear", "fit_path", "probe"]
 
 log = logging.getLogger(__name__)
 
@@ -92,14 +91,14 @@ def probe(
             {"protocol": "convex", "strengths": sorted(map(float, strengths)), "holdout": float(holdout), "seed": seed}
             | {"tol": TOL, "selection_tol": SELECTION_TOL, "patience": PATIENCE}
         ),
-        **score(head.logits(test_features), answers, classes),
+        **vars(score(head.logits(test_features), answers, classes)),
         l2=head.l2,
         path=path,
         objective=head.objective,
         gradient_norm=head.gradient_norm,
         gap_bound=head.gap_bound,
         distance_bound=head.distance_bound,
-        ridge={"top1": second["top1"], "interval": list(second["interval"]), "l2": ridge.l2},
+        ridge={"top1": second.top1, "interval": second.interval.limits, "l2": ridge.l2},
         ridge_head=ridge,
         train_size=len(labels),
         holdout_size=len(held),

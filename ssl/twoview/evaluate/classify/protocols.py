@@ -179,7 +179,7 @@ def follow(
         protocol=recipe.name,
         protocol_text=recipe.words(done, lr),
         protocol_hash=fingerprint(asdict(recipe) | {"epochs": done, "seed": seed} | chosen_by),
-        **score(head.logits(test_features), answers, classes),
+        **vars(score(head.logits(test_features), answers, classes)),
         train_size=len(labels),
         holdout_size=len(held),
         seed=seed,
