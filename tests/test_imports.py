@@ -33,8 +33,8 @@ PACKAGES: dict[str, set[str]] = {
     "optim": {"torch"},
     "model": {"torch"} | LIGHTNING,
     "stats": {"torch", "numpy", "scipy"},
-    "evaluate.classify": {"torch", "scipy"},
-    "evaluate.describe": TORCH,
+    "evaluate.classify": {"torch"},
+    "evaluate.describe": TORCH | {"numpy"},
 }
 MAY_USE_HYDRA = {"cli", "run", "train", "watch", "report", "evaluate", "card", "ablate", "selftest", "commands"}
 EXTRAS = {
