@@ -351,6 +351,25 @@ def test_the_sheet_of_a_run_shows_the_same_positives(kind: type[TwoViews], image
             assert torch.equal(page[:, y : y + 64 : 4, x : x + 64 : 4], picture)
 
 
+@pytest.mark.parametrize("size", [(16, 32), (32, 16), (20, 100), (100, 20), (16, 16), (7, 5)])
+@pytest.mark.parametrize("crop", [None, 12])
+def test_the_sheet_of_a_run_keeps_the_ratio(size: tuple[int, int], crop: int | None) -> None:
+    """Each picture stands in the middle of a white square and is no wider or narrower than the image."""
+    H, W = size
+    pixels = torch.zeros(4, 3, H, W, dtype=torch.uint8)
+    views = TwoViews({"crop": RandomResizedCrop(size=crop)}, [0.0] * 3, [1.0] * 3)
+    data = TwoViewDataModule(SampleSet("dark", pixels, None, (), (0.5,) * 3, (0.5,) * 3), views, batch_size=2)
+    page = ViewSheet(images=3).draw(data)
+    side = max(H, W, crop or 0) * max(1, 64 // max(H, W, crop or 0))
+    assert page.shape == (3, 3 * (side + 2) + 2, 3 * (side + 2) + 2)
+    for row, (h, w) in enumerate([(H, W), *[(crop, crop) if crop else (H, W)] * 2]):
+        dark = page[0, 2 + (side + 2) * row :][:side, 2 : 2 + side] == 0
+        height, width = (int(dark.any(1 - axis).sum()) for axis in (0, 1))
+        assert (height, width) == (round(h * side / max(h, w)), round(w * side / max(h, w)))
+        assert int(dark.sum()) == height * width
+        assert torch.equal(dark, dark.flip(0)) or (side - height) % 2
+
+
 # The command
 
 

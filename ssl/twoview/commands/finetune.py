@@ -183,7 +183,7 @@ def fit(
     nn.init.zeros_(head.bias)
     model = nn.Sequential(copy.deepcopy(encoder).requires_grad_(True), head).train()
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ops = {"crop": RandomResizedCrop(), "flip": HorizontalFlip(0.5)}
+    ops = {"fine-tuning/crop": RandomResizedCrop(), "fine-tuning/flip": HorizontalFlip(0.5)}  # not pre-training's again
     images = images.to(device)
 
     n, batches = len(images), recipe.batches(len(images))

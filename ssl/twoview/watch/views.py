@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.nn.functional import interpolate, pad
 from torchvision.utils import make_grid, save_image
 
 from twoview.data.batches import TwoViewDataModule
@@ -36,10 +37,15 @@ class ViewSheet(pl.Callback):
         index = permutation(len(data.train), data.seed, epoch=0)[: self.images].to(device)
         originals = data.train.fetch(index).to(device)
         pictures = [originals.float() / 255, *positives(views, originals, index, epoch=0)]
-        side = max(picture.shape[-1] for picture in pictures)
-        scale = max(1, 64 // side)  # small images are shown enlarged, pixel by pixel
-        rows = [
-            torch.nn.functional.interpolate(picture, size=(side * scale, side * scale), mode="nearest")
-            for picture in pictures
-        ]
+        longest = max(max(picture.shape[-2:]) for picture in pictures)
+        side = longest * max(1, 64 // longest)  # small images are shown enlarged, pixel by pixel
+        rows = [_in_square(picture, side) for picture in pictures]
         return make_grid(torch.cat(rows).cpu(), nrow=len(index), padding=2, pad_value=1.0)
+
+
+def _in_square(pictures: Tensor, side: int) -> Tensor:
+    """Pictures (B, C, H, W) in their own ratio, the longer side `side` pixels, in the middle of a white square."""
+    H, W = (round(n * side / max(pictures.shape[-2:])) for n in pictures.shape[-2:])
+    shown = interpolate(pictures, size=(H, W), mode="nearest")
+    top, left = (side - H) // 2, (side - W) // 2
+    return pad(shown, (left, side - W - left, top, side - H - top), value=1.0)

@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
+from twoview.augment.views import TwoViews
+from twoview.commands import finetune
 from twoview.data.image.shapes import shapes
 from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
@@ -201,6 +204,40 @@ def test_crops_are_new_in_each_epoch_and_the_same_again() -> None:
     assert not torch.allclose(one, take(index, 1))
     assert not torch.allclose(one, crops(encoder, images, seed=4)(index, 0))
     assert digest(encoder) == before  # the running statistics too
+
+
+class Plain(nn.Module):
+    """The pixels themselves, and what is given to it."""
+
+    dim = 3 * 16 * 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(()))
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.detach().clone())
+        return (self.one * x).flatten(1)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_no_judge_crops_as_pre_training_did(epoch: int) -> None:
+    """At equal seed and epoch: the encoder would be judged on the very views it was trained on."""
+    images = shapes("train", n_train=40, n_test=10, size=16)
+    assert images is not None
+    index = torch.arange(40)
+    mean, std = [0.0] * 3, [1.0] * 3
+    views = TwoViews({"crop": RandomResizedCrop(), "flip": HorizontalFlip()}, mean, std, seed=3)
+    theirs = torch.cat(views(images.fetch(index), index, epoch))
+    encoder = Frozen(Plain(), mean, std)
+    crops(encoder, images, seed=3)(index, epoch)
+    tuned: Any = finetune.fit(encoder, images, finetune.Recipe(2, 40, 0.1, seed=3), torch.device("cpu"))[0][0]
+    order = permutation(40, 3, epoch, "fine-tuning").argsort()
+    first: Any = encoder.encoder
+    for ours in (first.seen[0], tuned.encoder.seen[-2:][epoch][order]):
+        distance = torch.cdist(ours.flatten(1), theirs.flatten(1)).view(40, 2, 40)
+        assert not (distance.diagonal(dim1=0, dim2=2) < 1e-3).any()
 
 
 def test_recipes_with_crops_need_them() -> None:

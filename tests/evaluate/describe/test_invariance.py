@@ -176,6 +176,24 @@ def test_transforms_are_read_by_who_sees_them_only(images: Tensor) -> None:
     assert decode(Chroma(), Gray2(), images, shapes_of("test", 40)) == found
 
 
+def test_training_and_test_images_have_noise_of_their_own(images: Tensor) -> None:
+    """The same images in both parts: all that is seen is the same, but for the noise."""
+    seen: list[Tensor] = []
+
+    class Records(Pixels):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.clone())
+            return super().forward(x)
+
+    decode(Records(), None, images[:12], images[:12])
+    train, test = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    noisy = train[5]  # behind the original, gray and three turns
+    assert float((noisy - train[0]).std()) == pytest.approx(0.1, rel=0.2)
+    assert [torch.equal(a, b) for a, b in zip(train, test, strict=True)] == [True] * 5 + [False, True]
+    shared = torch.corrcoef(torch.stack([(part[5] - part[0]).flatten() for part in (train, test)]))[0, 1]
+    assert abs(float(shared)) < 0.1
+
+
 class Chroma(nn.Module):
     """Mean colourfulness, and the mean of each channel."""
 

@@ -116,7 +116,7 @@ def crops(encoder: nn.Module, images: SampleSet, seed: int) -> Take:
     of 8 to 100 % of the area. The encoder takes float images in [0, 1]; it runs in eval mode where it is.
     """
     device = next(encoder.parameters()).device
-    ops = {"crop": RandomResizedCrop(), "flip": HorizontalFlip()}
+    ops = {"probe/crop": RandomResizedCrop(), "probe/flip": HorizontalFlip()}  # not the crops of pre-training again
     views = TwoViews(ops, images.mean, images.std, seed=seed)
     encoder.eval()
 

@@ -149,9 +149,9 @@ def decode(
     """
     with spaces(encoder, projector) as features:
         parts = []
-        for images in (train, test):
+        for part, images in (("train", train), ("test", test)):
             batches = [
-                {name: features(seen) for name, seen in _variants(_as_float(encoder, images[index]), index, seed)}
+                {name: features(seen) for name, seen in _variants(_as_float(encoder, images[index]), index, seed, part)}
                 for index in torch.arange(len(images)).split(BATCH)
             ]
             parts.append(batches)
@@ -176,8 +176,10 @@ QUESTIONS = {
 }
 
 
-def _variants(images: Tensor, index: Tensor, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Every answer to a question, from float images (B, C, H, W)."""
+def _variants(images: Tensor, index: Tensor, seed: int, part: str) -> Iterator[tuple[str, Tensor]]:
+    """Every answer to a question, from float images (B, C, H, W). Each part has noise of its own: a probe could learn
+    the noise itself by heart.
+    """
     H, W = images.shape[-2:]
     side = min(H, W)
     top, left = (H - side) // 2, (W - side) // 2
@@ -187,7 +189,7 @@ def _variants(images: Tensor, index: Tensor, seed: int) -> Iterator[tuple[str, T
         yield "gray", Grayscale(p=1.0).apply(images, {})
     for quarters in (1, 2, 3):
         yield str(90 * quarters), images.rot90(quarters, dims=(2, 3))
-    yield "noise", _noise(images, 0.1, Draw(seed, 0, index.to(images.device), 0, "decode/noise"))
+    yield "noise", _noise(images, 0.1, Draw(seed, 0, index.to(images.device), 0, f"decode/noise/{part}"))
     yield "sobel", Sobel(p=1.0).apply(images, {})
 
 
