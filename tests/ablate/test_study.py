@@ -68,6 +68,21 @@ def test_leave_one_out_and_add_one(base: dict[str, Any]) -> None:
     assert [arm.name for arm in plan.arms] == ["the policy", "with more"]
 
 
+@pytest.mark.parametrize("augment", options("augment"))
+def test_every_policy_can_lose_each_of_its_operations(compose: Compose_, augment: str) -> None:
+    """Also where the second view has another of that name."""
+    words = ["data=shapes", f"augment={augment}"]
+    config = compose(*words)
+    ops = list(config["augment"]["ops"])
+    if not ops:
+        pytest.skip("a policy of nothing")
+    for op, arm in zip(ops, LeaveOneOut("l", "").plan(config).arms[1:], strict=True):
+        left = compose(*words, *arm.words)
+        pretrain.check(left)
+        policies = schema.build(left["augment"], mean=(0.5,) * 3, std=(0.5,) * 3).policies
+        assert {name for policy in policies for name in policy} == {name for name in ops if name != op}
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -12,13 +12,16 @@ import torch
 from PIL import Image
 
 from twoview.card import atlas, facts, figures, parts, report
+from twoview.commands import evaluate
 from twoview.commands.evaluate import evaluate_command
 from twoview.data.image.shapes import shapes
 from twoview.evaluate.classify.linear import probe
 from twoview.evaluate.features import extract
+from twoview.evaluate.subject import subject
 from twoview.report import page
 from twoview.run.checkpoint import load_encoder, read_checkpoint
 from twoview.train import pretrain
+from twoview.watch.meter import Meter
 
 Command = Callable[..., Any]
 
@@ -129,6 +132,29 @@ def test_frozen_and_traceable(card: Path) -> None:
     for part in (digests[0][:16], found["linear"]["run"]["protocol_hash"], found["versions"]["torch"], "evaluate.py"):
         assert part in text
     assert found["missing"] == {}
+
+
+@pytest.mark.parametrize("model", ["simclr", "moco"])
+def test_the_untrained_networks_are_those_that_the_run_started_from(
+    compose: Callable[..., Any], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    first: dict[str, torch.Tensor] = {}
+
+    def hook(self: Meter, trainer: Any, module: torch.nn.Module) -> None:
+        original(self, trainer, module)
+        first.update({name: value.clone() for name, value in module.state_dict().items()})
+
+    original = Meter.on_train_start
+    monkeypatch.setattr(Meter, "on_train_start", hook)
+    words = [f"model={model}", *tiny, *(["model.queue_size=64"] if model == "moco" else [])]
+    pretrain.run(compose(*words, "seed=3", "epochs=1", "loader.max_batches=1", "knn=null", "quality=null"), tmp_path)
+    config = compose(f"ckpt={tmp_path}", name="evaluate")
+    torch.manual_seed(99)  # whatever was drawn before
+    encoder, projector = evaluate._networks(config, subject(evaluate._for_subject(config), labelled=False))["untrained"]
+    for name, network in (("encoder", encoder.encoder), ("projector", projector)):
+        ours = network.state_dict()
+        assert ours
+        assert all(torch.equal(value, first[f"{name}.{key}"]) for key, value in ours.items()), name
 
 
 def test_a_run_is_not_better_than_itself(card: Path) -> None:

@@ -178,7 +178,10 @@ class LeaveOneOut(Study):
         if not chosen:
             raise UserError("the policy has no operation that could be left out; choose another by augment=...")
         arms = [Arm("the whole policy", (), {"left out": "nothing"})]
-        arms += [Arm(f"without {op}", (f"~augment.ops.{op}",), {"left out": op}) for op in chosen]
+        other = base["augment"].get("second") or {}  # what differs in the second view goes with it
+        for op in chosen:
+            words = [f"~augment.{part}.{op}" for part, ops in (("ops", policy), ("second", other)) if op in ops]
+            arms.append(Arm(f"without {op}", tuple(words), {"left out": op}))
         return Plan("categories", [Axis("left out", "left out", ["nothing", *chosen])], arms, "the whole policy")
 
 

@@ -186,8 +186,9 @@ def _elsewhere(config: dict[str, Any], name: str) -> Sets:
 
 def _networks(config: dict[str, Any], own: Subject) -> dict[str, tuple[Frozen, Any]]:
     """Every encoder of the card with its projection head, where the file holds one."""
-    fresh = own.untrained()
-    found = {RUN: (own.encoder, _projector(config["ckpt"])), UNTRAINED: (fresh, _untrained_projector(own, fresh))}
+    found = {RUN: (own.encoder, _projector(config["ckpt"]))}
+    fresh = own.untrained()  # seeds torch's generator: nothing may be drawn before the head is
+    found[UNTRAINED] = fresh, _untrained_projector(own, fresh)
     if config["against"]:
         other = subject(_for_subject(config) | {"ckpt": config["against"]}, labelled=False)
         if not config.get("data"):
