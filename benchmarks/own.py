@@ -13,11 +13,11 @@ from torch import Tensor
 from twoview.cli import schema
 from twoview.cli.entry import CONFIGS, plain
 from twoview.model.compiled import Compiler
+from twoview.parallel.precision import half_of
 from twoview.run.saving import Checkpoints, Interrupted
 from twoview.train import pretrain
 
 IMAGES = 50_000  # of an epoch of CIFAR-10
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def configuration(words: list[str], name: str = "train") -> dict[str, Any]:
@@ -27,11 +27,12 @@ def configuration(words: list[str], name: str = "train") -> dict[str, Any]:
 
 
 def autocast(device: str, chosen: str) -> AbstractContextManager[Any]:
-    return torch.autocast(device, AUTOCAST.get(chosen), enabled=chosen in AUTOCAST)
+    half = half_of(chosen)
+    return torch.autocast(device, half, enabled=half is not None)
 
 
-def model_and_optimizer(config: dict[str, Any], device: str) -> tuple[Any, torch.optim.Optimizer]:
-    """As `twoview.train.pretrain` makes them, on `device`."""
+def model_and_optimizer(config: dict[str, Any], device: str, chosen: str) -> tuple[Any, torch.optim.Optimizer]:
+    """As `twoview.train.pretrain` makes them, on `device` and for the precision `chosen`."""
     encoder = schema.build(config["encoder"])
     if config["channels_last"]:
         encoder = encoder.to(memory_format=torch.channels_last)
@@ -40,7 +41,7 @@ def model_and_optimizer(config: dict[str, Any], device: str) -> tuple[Any, torch
     steps = IMAGES // config["batch_size"] * config["epochs"]
     model.through = Compiler(config["compile"])
     model.through.decide(torch.device(device), steps, world_size=1)
-    optimizer, _ = model.recipe.build(model, config["batch_size"], steps, config["epochs"])
+    optimizer, _ = model.recipe.build(model, config["batch_size"], steps, config["epochs"], half=half_of(chosen))
     return model.train(), optimizer
 
 

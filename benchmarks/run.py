@@ -6,8 +6,9 @@
 meters and logs (kNN and checkpoints come at the end of an epoch, and no epoch ends here). The peers stand in
 `peers.py`: torchvision transforms or lightly's, image by image, in a DataLoader with a worker per core.
 `bare` is the limit, the step of `train_step.py` on views that are already there. Each in the precision that it has by
-default, and all in bfloat16. Same network, batch and images (CIFAR-10): on a CPU ResNet-18 with 128 images, and ours
-with `small` as in experiment=cifar10_cpu too; on a GPU ResNet-18 and ResNet-50 with 512.
+default, and in the fastest that the device computes in natively. Same network, batch and images (CIFAR-10): on a CPU
+ResNet-18 with 128 images, and ours with `small` as in experiment=cifar10_cpu too; on a GPU ResNet-18 and ResNet-50 with
+512.
 
 Each case has a process of its own; `bare` and `ours`, which are held to a few percent of each other, take turns. Images
 per second are from the median of steps (of turns of all workers) after those that compile and fill the queues. Memory
@@ -96,7 +97,9 @@ def matmul(chosen: str, device: str) -> dict[str, Any]:
     """What the machine computes at most: floating-point operations per second of a product of square matrices."""
     import torch
 
-    n, dtype = 4096 if device == "cuda" else 2048, torch.float32 if chosen == "32-true" else torch.bfloat16
+    from twoview.parallel.precision import half_of
+
+    n, dtype = 4096 if device == "cuda" else 2048, half_of(chosen) or torch.float32
     a, b = torch.randn(2, n, n, device=device, dtype=dtype)
     seconds = []
     for _ in range(12):
@@ -198,6 +201,8 @@ def main() -> None:
         print(json.dumps(measure(engine, network, words.get(network, []), chosen, args.device, float(share))))
         return
 
+    from twoview.parallel.precision import best_precision
+
     console, began, found = Console(), time.perf_counter(), []
     common = ["--device", args.device, *(["--quick"] if args.quick else [])]
     for network, engine, chosen in schedule(list(words), args.device):
@@ -209,7 +214,7 @@ def main() -> None:
         found.append({"network": network, "engine": engine, "precision": chosen, **case})
     peaks = {
         chosen: record.in_own_process(__file__, ["--case", "matmul", "none", chosen, "1", *common])
-        for chosen in ("32-true", "bf16-mixed")
+        for chosen in dict.fromkeys(("32-true", best_precision(args.device)))
     }
     console.print(f"a product of matrices: {peaks}")
     cases = pooled(found)

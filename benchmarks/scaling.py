@@ -52,8 +52,8 @@ def synthetic(n: int, split: str) -> Any:
 def paper(n: int, batch: int, side: int, widths: list[int], parameters: int) -> dict[str, int]:
     """Bytes that a step of SimCLR with `small` needs, as computed on paper.
 
-    `images`: uint8. `optimizer`: weights, gradients and momentum in float32, and weights once more in bfloat16.
-    `activations`, for each of the 2B views: the view in float32 and bfloat16; in bfloat16 what every convolution gives
+    `images`: uint8. `optimizer`: weights, gradients and momentum in float32, and weights once more in half precision.
+    `activations`, for each of the 2B views: the view in float32 and in half; in half what every convolution gives
     (the input of its normalisation) and what its ReLU gives, the two residual sums, and what each pooling gives, with
     its indices of 8 bytes. `backward`: what passes the largest of them on the way back, in, out and past the residual
     branch. `loss`: three matrices (2B, 2B) in float32 and a mask.
@@ -88,7 +88,7 @@ def measure(
         words += ["trainer.strategy=ddp", f"trainer.devices={processes}"]
     config = own.configuration(words)
     config["data"] = {"_target_": "scaling.synthetic", "_partial_": True, "n": n}
-    parameters = sum(p.numel() for p in own.model_and_optimizer(config, "cpu")[0].parameters())
+    parameters = sum(p.numel() for p in own.model_and_optimizer(config, "cpu", "32-true")[0].parameters())
     before = record.memory_before(cuda=False)
     clock = own.Clock("cpu", WARM)
 

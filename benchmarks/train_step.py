@@ -5,8 +5,9 @@
 `bare` is the limit: forward, NT-Xent in its plainest form, backward and optimizer step of the same network, memory
 format and precision as ours, without Lightning and without what is measured on the way. `ours` is the module's own
 `training_step`, its backward pass and its optimizer. The peers stand in `peers.py`. Each in the precision that it has
-by default, and all in bfloat16. On a CPU: ResNet-18 with 128 images, and `small` as in experiment=cifar10_cpu (512
-images, views of 24 pixels); on a GPU ResNet-18 and ResNet-50 with 512 images, as in experiment=cifar10_100ep.
+by default, and in the fastest that the device computes in natively. On a CPU: ResNet-18 with 128 images, and `small` as
+in experiment=cifar10_cpu (512 images, views of 24 pixels); on a GPU ResNet-18 and ResNet-50 with 512 images, as in
+experiment=cifar10_100ep.
 
 Each case has a process of its own; `bare` and `ours`, which are held to a few percent of each other, take turns. Images
 per second are from the median step, memory is the peak growth from before the network was built (resident set; torch's
@@ -36,8 +37,7 @@ NETWORKS = {
     },
 }
 QUICK = {"cpu": {"small": ["experiment=cifar10_cpu", "batch_size=16"]}, "cuda": {"resnet18": ["batch_size=64"]}}
-BF16 = "bf16-mixed"
-SHORT = {BF16: "bf16", "16-mixed": "fp16", "32-true": "fp32"}
+SHORT = {"bf16-mixed": "bf16", "16-mixed": "fp16", "32-true": "fp32"}
 WARM, BUDGET, MOST_STEPS = 3, 10.0, 200  # steps, seconds and steps per case
 GOAL = {"cpu": 0.95, "cuda": 0.9}  # of the bare step's images per second, at least
 
@@ -53,7 +53,7 @@ def own_step(bare: bool, config: dict[str, Any], chosen: str, device: str) -> Ca
     torch.backends.cudnn.benchmark = device == "cuda"
     views = own.views(config, device)
     batch = (views, torch.arange(config["batch_size"], device=device), None)
-    model, optimizer = own.model_and_optimizer(config, device)
+    model, optimizer = own.model_and_optimizer(config, device, chosen)
 
     def loss() -> Any:
         if not bare:
@@ -110,15 +110,16 @@ def measure(
 
 
 def precisions(engine: str, device: str) -> list[str]:
-    """The precision that an engine has by default on `device`, and bfloat16."""
+    """The precision that an engine has by default on `device`, and the fastest that the device computes in natively."""
     from peers import PEERS
 
-    from twoview.train.trainer import best_precision
+    from twoview.parallel.precision import best_precision
 
-    default = best_precision(device) if engine in TWINS else PEERS[engine].precision
+    best = best_precision(device)
+    default = best if engine in TWINS else PEERS[engine].precision
     if (default, device) == ("16-mixed", "cpu"):
-        default = BF16  # Lightning's own substitute
-    return [default] if default == BF16 else [default, BF16]
+        default = best  # Lightning's own substitute, unless it were emulated
+    return list(dict.fromkeys([default, best]))
 
 
 def schedule(networks: list[str], device: str) -> list[tuple[str, str, str]]:
@@ -151,10 +152,9 @@ def _spread(seconds: list[float]) -> float:
     return (ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]) / median(ordered)
 
 
-def rate(cases: list[dict[str, Any]], network: str, engine: str, default: bool = True) -> float | None:
-    """Images per second of an engine, in the precision that it has by default, or in bfloat16."""
-    mine = [c for c in cases if (c["network"], c["engine"]) == (network, engine)]
-    case = next((c for c in mine if default or c["precision"] == BF16), None)
+def rate(cases: list[dict[str, Any]], network: str, engine: str) -> float | None:
+    """Images per second of an engine, in the precision that it has by default."""
+    case = next((c for c in cases if (c["network"], c["engine"]) == (network, engine)), None)
     return case.get("images_per_second") if case else None
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from twoview.encoder.small import Small
 from twoview.losses.contrastive import nt_xent
+from twoview.parallel import precision
 
 TINY = [
     *("data=shapes", "data.n_train=64", "data.n_test=8", "data.size=16", *SMALLEST, "model.projector.hidden_dim=16"),
@@ -59,11 +60,15 @@ def test_a_goal_is_met_missed_or_open(benchmark: Any, bound: dict[str, float], r
     assert found.items() >= bound.items()
 
 
-def test_twins_take_turns_and_their_steps_are_pooled(benchmark: Any) -> None:
+@pytest.mark.parametrize("half", [torch.bfloat16, None])
+def test_twins_take_turns_and_their_steps_are_pooled(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, half: torch.dtype | None
+) -> None:
     train_step = benchmark("train_step")
+    monkeypatch.setattr(precision, "native_half", lambda device: half)
     order = [engine for _, engine, _ in train_step.schedule(["small"], "cpu")]
     assert order[: 2 * train_step.TURNS] == ["bare", "ours"] * train_step.TURNS
-    assert order.count("lightly") == 2  # in float32, its default, and in bfloat16
+    assert order.count("lightly") == (2 if half else 1)  # in float32, its default, and in what the CPU is faster with
     cases = train_step.pooled([case("small", "ours", "x", 1.0, 9.0), case("small", "ours", "x", 2.0)])
     assert [one["images_per_second"] for one in cases] == [50.0]  # of the median of all three
 

@@ -115,6 +115,24 @@ def test_orthogonalize_keeps_directions_and_evens_out_singular_values(shape: tup
     assert (inner - inner.diagonal().diag()).abs().max() < 0.1
     torch.testing.assert_close(orthogonalize(2**14 * (u * s @ vt)), out, rtol=0, atol=0.02)
     assert orthogonalize(torch.zeros(shape)).equal(torch.zeros(shape))
+    for half, scale in ((torch.bfloat16, 2.0**14), (torch.float16, 2.0**-16)):  # the scale is gone before it matters
+        rounded = orthogonalize(scale * (u * s @ vt), half)
+        assert rounded.dtype == torch.float32
+        torch.testing.assert_close(rounded, out, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16, None])
+def test_muon_orthogonalises_in_the_precision_of_the_run(half: torch.dtype | None) -> None:
+    module = nn.Linear(6, 4)
+    recipe = Recipe(Muon, lr_per_256=0.1)
+    optimizer, _ = recipe.build(module, batch_size=256, steps=2, epochs=1, half=half)
+    before = module.weight.detach().clone()
+    module.weight.grad = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    assert module.weight.dtype == torch.float32
+    update = orthogonalize(module.weight.grad.add(module.weight.grad, alpha=0.9), half)
+    torch.testing.assert_close(module.weight.detach(), before - 0.1 * update, rtol=0, atol=1e-6)
+    assert not any("half" in group for group in optimizer.state_dict()["param_groups"])  # another device may go on
 
 
 def test_muon_equals_a_step_by_hand() -> None:

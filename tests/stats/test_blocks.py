@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -236,7 +237,8 @@ def test_arms_that_cannot_be_compared_do_not_count_in_the_correction() -> None:
     table = simulated(1, 3, 3)[0]
     more = study(table) | {"lone": {0: 70.0}, "empty": {}}
     few, many = compare(study(table), "arm 0"), compare(more, "arm 0")
-    assert {name: many[name] for name in few} == pytest.approx(few)
+    for name, alone in few.items():  # sums over tables of other shapes may round otherwise
+        assert asdict(many[name]) == pytest.approx(asdict(alone))
     assert list(many) == ["arm 1", "arm 2", "lone", "empty"]
 
 

@@ -31,10 +31,10 @@ from twoview.evaluate.classify.score import fingerprint, score
 from twoview.evaluate.features import extract
 from twoview.evaluate.subject import check, checkpoint_file, fetch, origin, subject
 from twoview.optim.recipe import warmup_cosine
+from twoview.parallel.precision import best_precision, half_of
 from twoview.rng import Draw, permutation
 from twoview.run.atomic import replacing
 from twoview.run.provenance import machine
-from twoview.train.trainer import best_precision
 from twoview.watch.bar import tracked
 
 log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ def fit(
     n, batches = len(images), recipe.batches(len(images))
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.peak(n), momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(0, recipe.epochs * batches))
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(recipe.precision)
+    half = half_of(recipe.precision)
     scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
     losses: list[float] = []
     total = torch.zeros((), device=device)

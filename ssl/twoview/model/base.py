@@ -14,6 +14,7 @@ from twoview.losses.contrastive import Contrast
 from twoview.model.compiled import Compiler
 from twoview.optim.recipe import Recipe
 from twoview.parallel import devices
+from twoview.parallel.precision import half_of
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -93,9 +94,10 @@ class ContrastiveModule(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs or 1
         # A fused update takes the scale of float16 gradients away by itself, too late to clip them. Lightning then
-        # refuses to clip, under bfloat16 autocast as well.
+        # refuses to clip, under autocast without such a scale as well.
         fused = not (str(self.trainer.precision).endswith("mixed") and self.trainer.gradient_clip_val)
-        optimizer, schedule = self.recipe.build(self, self.global_batch_size, steps, epochs, fused)
+        half = half_of(str(self.trainer.precision))
+        optimizer, schedule = self.recipe.build(self, self.global_batch_size, steps, epochs, fused, half=half)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -19,7 +19,8 @@ class Muon(Optimizer):
     v <- momentum v + g;  u <- `orthogonalize`(g + momentum v);  w <- (1 - lr wd) w - lr sqrt(max(1, rows / columns))
     u. A convolution counts as a matrix with a row for each output channel. All singular values of an update are about
     1, so every direction of a layer learns at the same pace, which makes short runs much better. Vectors (biases and
-    norms) take plain Nesterov steps of `vector_lr` times lr.
+    norms) take plain Nesterov steps of `vector_lr` times lr. `half`: the dtype of `orthogonalize`'s products; None is
+    that of the gradients.
     """
 
     def __init__(
@@ -29,12 +30,14 @@ class Muon(Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         vector_lr: float = 5.0,
+        half: torch.dtype | None = None,
     ) -> None:
         if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0 or not 0 <= vector_lr < math.inf:
             raise UserError(
                 f"Muon needs lr >= 0, 0 <= momentum < 1, weight_decay >= 0 and vector_lr >= 0, "
                 f"not {lr}, {momentum}, {weight_decay} and {vector_lr}"
             )
+        self.half = half
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "vector_lr": vector_lr})
 
     @torch.no_grad()
@@ -59,7 +62,7 @@ class Muon(Optimizer):
                 own, change = zip(*vectors, strict=True)
                 torch._foreach_add_(own, change, alpha=-lr * group["vector_lr"])
             for (rows, columns), pairs in _matrices(weights, updates).items():
-                directions = _directions([u.reshape(rows, columns) for _, u in pairs])
+                directions = _directions([u.reshape(rows, columns) for _, u in pairs], self.half)
                 for (w, _), u in zip(pairs, directions, strict=True):
                     w.mul_(1 - lr * group["weight_decay"])
                     w.add_(u.view_as(w), alpha=-lr * max(1, rows / columns) ** 0.5)
@@ -77,23 +80,23 @@ def _matrices(
     return found
 
 
-def _directions(matrices: list[Tensor]) -> Sequence[Tensor]:
+def _directions(matrices: list[Tensor], half: torch.dtype | None) -> Sequence[Tensor]:
     """`orthogonalize` of matrices of one shape."""
     if matrices[0].device.type == "cpu":  # where a product of batches is slower than its parts
-        return [orthogonalize(matrix) for matrix in matrices]
-    return orthogonalize(torch.stack(matrices)).unbind()  # a few large kernels for a GPU
+        return [orthogonalize(matrix, half) for matrix in matrices]
+    return orthogonalize(torch.stack(matrices), half).unbind()  # a few large kernels for a GPU
 
 
-def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(g: Tensor, half: torch.dtype | None = None, steps: int = 5) -> Tensor:
     """About U Vᵀ of the singular value decomposition g = U S Vᵀ of a matrix, or of n of them, (rows, columns) or (n,
     rows, columns): singular values land in [0.7, 1.2] or so.
 
     Newton-Schulz iteration with the quintic 3.4445 x - 4.7750 x^3 + 2.0315 x^5 of the source, tuned for speed rather
-    than for convergence; in bfloat16, which is accurate enough for a direction.
+    than for convergence. `half`: the dtype of its products, if not that of `g`; half precision is accurate enough for a
+    direction.
     """
     add_product = torch.addmm if g.ndim == 2 else torch.baddbmm
-    x = g.bfloat16()
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = (g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(half or g.dtype)
     if g.shape[-2] > g.shape[-1]:
         x = x.mT
     for _ in range(steps):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -62,10 +63,12 @@ class Recipe:
         epochs: int,
         fused: bool = True,
         roles: Sequence[Role] = (),
+        half: torch.dtype | None = None,
     ) -> tuple[Optimizer, LambdaLR]:
         """The optimizer of `module`'s trainable parameters and its schedule over `steps` optimizer steps in `epochs`
         epochs. `fused`: the update of all weights in one kernel, where torch has that for the optimizer. `roles`: those
-        of them that are optimized otherwise; the rest comes first among the optimizer's groups.
+        of them that are optimized otherwise; the rest comes first among the optimizer's groups. `half`: the dtype of
+        products in a run of mixed precision, for optimizers that multiply matrices.
         """
         if self.warmup_epochs > epochs:
             raise UserError(f"optimizer.warmup_epochs={self.warmup_epochs} is longer than the run's epochs={epochs}")
@@ -79,9 +82,10 @@ class Recipe:
                 groups.append(group)
                 factors.append(partial(_factor, schedule=schedule, role=role))
         try:
-            optimizer = self.optimizer(
-                groups, lr=self.lr(batch_size), **({"fused": True} if fused and _can_fuse(self.optimizer) else {})
-            )
+            more: dict[str, Any] = {"fused": True} if fused and _can_fuse(self.optimizer) else {}
+            if half is not None and _takes(self.optimizer, "half"):
+                more["half"] = half
+            optimizer = self.optimizer(groups, lr=self.lr(batch_size), **more)
         except (ValueError, TypeError, IndexError) as error:  # torch's
             values = ", ".join(f"{key}={value}" for key, value in getattr(self.optimizer, "keywords", {}).items())
             raise UserError(f"optimizer.optimizer takes other values than {values}: {error}") from error
@@ -110,9 +114,13 @@ def _function(f: Any) -> Any:
     return getattr(f, "func", f)  # what a functools.partial calls
 
 
+def _takes(optimizer: Callable[..., Optimizer], name: str) -> bool:
+    """Whether it has an argument of this name that the user has not given."""
+    return name not in getattr(optimizer, "keywords", {}) and name in inspect.signature(_function(optimizer)).parameters
+
+
 def _can_fuse(optimizer: Callable[..., Optimizer]) -> bool:
-    said = {"fused", "foreach"} & set(getattr(optimizer, "keywords", {}))  # by the user
-    return not said and "fused" in inspect.signature(_function(optimizer)).parameters
+    return "foreach" not in getattr(optimizer, "keywords", {}) and _takes(optimizer, "fused")
 
 
 def split_parameters(parameters: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

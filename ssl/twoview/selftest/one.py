@@ -14,6 +14,7 @@ from twoview.losses.contrastive import info_nce_contrast, nt_xent_contrast
 from twoview.model.base import ContrastiveModule
 from twoview.model.mocov3 import MoCoV3
 from twoview.model.simclr import SimCLR
+from twoview.parallel.precision import native_half
 from twoview.selftest.check import ROUNDING, Check, difference, measure, worst
 from twoview.selftest.many import METHODS, RECIPE, batches, make_moco
 
@@ -35,7 +36,7 @@ def on_gpu(there_is_one: bool, reason: str) -> list[Check]:
     rows: list[tuple[str, str, float, Callable[[], float]]] = [
         ("views on cuda and cpu", "pixels on the one with those on the other", 1e-4, lambda: views_across(gpu)),
         ("views do not wait", "times that the host waits for the GPU", 0, lambda: waits(gpu)),
-        ("bfloat16 on cuda", "losses under autocast with those in float32", 1e-2, lambda: autocast_apart(gpu)),
+        ("half precision on cuda", "losses under autocast with those in float32", 1e-2, lambda: autocast_apart(gpu)),
     ]
     return [measure(*row) if there_is_one else Check(*row[:3], note=reason) for row in rows]
 
@@ -152,15 +153,15 @@ def blocks_apart(device: torch.device) -> float:
     return worst(d for chunk in (1, 8, 100) for d in map(difference, numbers(chunk), plain_numbers))
 
 
-def autocast_apart(device: torch.device) -> float:
-    """Losses of a first step in bfloat16 against float32, of the same weights."""
-    missed = []
+def autocast_apart(device: torch.device, half: torch.dtype | None = None) -> float:
+    """Losses of a first step with products in `half` (None: the device's own) against float32, of the same weights."""
+    missed, half = [], half or native_half(device.type)
     for make in METHODS.values():
         losses = []
         for enabled in (True, False):
             torch.manual_seed(0)
             model = make(4).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            with torch.autocast(device.type, half, enabled=enabled):
                 for batch in batches(4, 2, even=True):
                     loss = model.contrast(*(part.to(device) for part in batch)).loss
             losses.append(loss)

@@ -4,7 +4,7 @@ import ctypes
 import logging
 import math
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 
 from twoview.errors import UserError
 from twoview.parallel.norm import global_batch_norm
+from twoview.parallel.precision import best_precision, half_of, native_half
 from twoview.run.saving import AtomicCheckpointIO, Checkpoints
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def make_trainer(
 ) -> pl.Trainer:
     """A `pytorch_lightning.Trainer` for a contrastive run; the arguments that it has too mean what they mean there.
 
-    `precision="auto"` is bfloat16 autocast where the device computes in it, float16 on older GPUs, float32 elsewhere.
+    `precision="auto"` is the fastest that the device computes in natively (`twoview.parallel.precision`).
     `sync_batchnorm`: batch statistics of the global batch, where it lies on several devices.
     Gradients are never accumulated: a contrastive loss of two half batches is not that of the whole. `max_time` is a
     duration DD:HH:MM:SS (or shorter, MM:SS) after which the run stops and saves its state. `checkpoints` come after
@@ -58,6 +59,14 @@ def make_trainer(
             devices = 1
         if isinstance(devices, int) and devices > 1:  # the processes share the cores
             torch.set_num_threads(max(1, torch.get_num_threads() // devices))
+    if precision == "auto":
+        precision = best_precision(accelerator)
+    elif accelerator == "cpu" and half_of(str(precision)) is not None and native_half("cpu") is None:
+        log.warning(
+            "this CPU has no instructions for trainer.precision=%s and emulates it, which is many times slower than "
+            "trainer.precision=32-true",
+            precision,
+        )
     try:
         return pl.Trainer(
             default_root_dir=run_dir,
@@ -68,7 +77,7 @@ def make_trainer(
             devices=devices,
             num_nodes=num_nodes,
             strategy=strategy,
-            precision=best_precision(accelerator) if precision == "auto" else precision,  # type: ignore[arg-type]
+            precision=precision,  # type: ignore[arg-type]
             gradient_clip_val=gradient_clip_val,
             deterministic=deterministic,
             benchmark=benchmark and not deterministic,
@@ -91,21 +100,6 @@ class GlobalBatchStatistics(LayerSync):
 
     def revert(self, model: nn.Module) -> nn.Module:
         return model  # their weights have the names of the layers that they replaced
-
-
-def best_precision(accelerator: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
-    """The fastest precision that the device computes in natively and that trains as float32 does."""
-    if accelerator in ("gpu", "cuda"):
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    if accelerator == "cpu" and cpu_has_bf16():
-        return "bf16-mixed"
-    return "32-true"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the CPU has bfloat16 dot products (AVX512-BF16 or AMX). Without them autocast is slower than float32."""
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(check() for check in checks if check is not None)
 
 
 def keep_memory() -> None:

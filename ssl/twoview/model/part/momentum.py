@@ -48,7 +48,7 @@ def check_momentum(momentum: float, end: float | None) -> None:
 
 def refuse_low_precision(module: nn.Module) -> None:
     """UserError for weights that are not float32: a moving average's small steps would be rounded away."""
-    if any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters()):
+    if any(torch.finfo(p.dtype).bits < 32 for p in module.parameters()):
         raise UserError(
             "the key encoder moves by less than half-precision weights can tell apart; "
             "use trainer.precision=bf16-mixed or 16-mixed, which keep the weights in float32"
