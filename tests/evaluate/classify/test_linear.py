@@ -47,6 +47,20 @@ def test_equals_scikit_learn(l2: float) -> None:
     assert (head.logits(features).argmax(1).numpy() == other.predict(x)).mean() >= 0.999
 
 
+@pytest.mark.parametrize("l2", [1e-1, 1e-3])
+def test_of_two_classes_scikit_learn_has_twice_the_c(l2: float) -> None:
+    """It fits one weight, which is the difference of our two."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    features, labels = problem(1000, 10, 2)
+    head = fit_linear(features, labels, 2, l2)
+    x = features.double().numpy()
+    x = (x - x.mean(0)) / x.std(0)
+    other = linear_model.LogisticRegression(C=2 / (len(x) * l2), tol=1e-10, max_iter=20_000).fit(x, labels.numpy())
+    torch.testing.assert_close(
+        (head.weight[1] - head.weight[0]).cpu().double(), torch.from_numpy(other.coef_[0]), rtol=1e-4, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("l2", [1e-2, 1e-4])
 def test_equals_scikit_learn_on_real_images(l2: float) -> None:
     """Pixels of digits: some are constant, many nearly so, and neighbours say the same."""

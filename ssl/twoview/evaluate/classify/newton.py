@@ -39,6 +39,9 @@ class LinearProbe(Head):
     `gap_bound` on the objective's excess over the minimum, in nats. The bias is the best one for this weight,
     fixed up to a common constant (it sums to zero); nothing penalises it, so its own distance to the optimum
     has no such bound.
+
+    In scikit-learn's `LogisticRegression`, `C` is 1 / (N l2) for N samples of three classes or more. Of two classes it
+    fits a single weight, the difference of the two here, so there C is 2 / (N l2).
     """
 
     l2: float
