@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -82,10 +82,10 @@ def in_own_process(form: str, batch: int, chunk: int, device: str, budget: float
     return record.in_own_process(__file__, words)
 
 
-def compare(sizes: list[int], chunk: int, device: str, budget: float, console: Console) -> list[dict[str, Any]]:
-    cases: list[dict[str, Any]] = []
+def compare(sizes: list[int], chunk: int, device: str, budget: float, console: Console) -> Iterator[dict[str, Any]]:
     expected = dict.fromkeys(FORMS, 0.0)  # bytes that the next size should take
     for i, batch in enumerate(sizes):
+        losses = []
         for form in FORMS:
             if expected[form] > 0.9 * free_memory(device):
                 case: dict[str, Any] = {"skipped": f"would need about {expected[form] / GIB:.0f} GiB"}
@@ -96,11 +96,10 @@ def compare(sizes: list[int], chunk: int, device: str, budget: float, console: C
                 growth = sizes[i + 1] / batch
                 last = float(case.get("extra_bytes", expected[form]))
                 expected[form] = last * (growth if form == "chunked" else growth**2)
-            cases.append({"batch": batch, "form": form, **case})
-        losses = [case["loss"] for case in cases if case["batch"] == batch and "loss" in case]
+            losses += [case["loss"]] if "loss" in case else []
+            yield {"batch": batch, "form": form, **case}
         if max(losses, default=0) - min(losses, default=0) > 1e-4:
             sys.exit(f"the losses of one batch differ: {losses}")
-    return cases
 
 
 def relative(cases: list[dict[str, Any]], case: dict[str, Any], key: str) -> float | None:
@@ -152,9 +151,11 @@ def main() -> None:
     if args.device == "cpu" and not Path("/proc/self/clear_refs").exists():
         sys.exit("peak memory on a CPU is read from /proc, which only Linux has: try --device cuda")
 
-    console, began = Console(), time.perf_counter()
+    console, began, cases = Console(), time.perf_counter(), []
     sizes, budget = (SIZES[:2], 1.0) if args.quick else (SIZES, BUDGET)
-    cases = compare(sizes, args.chunk, args.device, budget, console)
+    with record.until_stopped(console):
+        for case in compare(sizes, args.chunk, args.device, budget, console):
+            cases.append(case)  # noqa: PERF402 - one by one: some may be left
     console.print(table(cases, args.chunk))
     goal = verdict(cases)
     if goal["met"] is not None:

@@ -3,9 +3,12 @@
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,29 @@ def in_own_process(script: str, words: list[str]) -> dict[str, Any]:
         return {"skipped": (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]}
     case: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return case
+
+
+class _Stopped(BaseException):
+    pass
+
+
+@contextmanager
+def until_stopped(console: Console) -> Iterator[None]:
+    """Ctrl-C and SIGTERM (of `timeout`, or of a machine that is taken back) end what is inside, and nothing more: what
+    was measured until then is written after it.
+    """
+
+    def stop(number: int, _: Any) -> None:
+        raise _Stopped(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except _Stopped as reason:
+        console.print(f"stopped by {reason}: what follows is without the cases that were left")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def in_proc(process: int, file: str, word: str) -> int:

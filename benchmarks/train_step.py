@@ -7,7 +7,7 @@ format and precision as ours, without Lightning and without what is measured on 
 `training_step`, its backward pass and its optimizer. The peers stand in `peers.py`. Each in the precision that it has
 by default, and in the fastest that the device computes in natively. On a CPU: ResNet-18 with 128 images, and `small` as
 in experiment=cifar10_cpu (512 images, views of 24 pixels); on a GPU ResNet-18 and ResNet-50 with 512 images, as in
-experiment=cifar10_100ep.
+experiment=cifar10_100ep, and ours as in experiment=cifar10_fast.
 
 Each case has a process of its own; `bare` and `ours`, which are held to a few percent of each other, take turns. Images
 per second are from the median step, memory is the peak growth from before the network was built (resident set; torch's
@@ -34,8 +34,10 @@ NETWORKS = {
     "cuda": {
         "resnet18": ["experiment=cifar10_100ep"],
         "resnet50": ["experiment=cifar10_100ep", "encoder=resnet50"],
+        "cifar10_fast": ["experiment=cifar10_fast"],
     },
 }
+OWN_RECIPES = {"cifar10_fast"}  # which only `bare` and `ours` are measured with
 QUICK = {"cpu": {"small": ["experiment=cifar10_cpu", "batch_size=16"]}, "cuda": {"resnet18": ["batch_size=64"]}}
 SHORT = {"bf16-mixed": "bf16", "16-mixed": "fp16", "32-true": "fp32"}
 WARM, BUDGET, MOST_STEPS = 3, 10.0, 200  # steps, seconds and steps per case
@@ -126,7 +128,8 @@ def schedule(networks: list[str], device: str) -> list[tuple[str, str, str]]:
     """(network, engine, precision) in the order of measurement; the twins take turns."""
     order = []
     for network in networks:
-        cases = [(network, engine, chosen) for engine in ENGINES for chosen in precisions(engine, device)]
+        engines = TWINS if network in OWN_RECIPES else ENGINES
+        cases = [(network, engine, chosen) for engine in engines for chosen in precisions(engine, device)]
         twins = [case for case in cases if case[1] in TWINS]
         order += twins * TURNS + [case for case in cases if case[1] not in TWINS]
     return order
@@ -227,11 +230,12 @@ def main() -> None:
     console, began, found = Console(), time.perf_counter(), []
     budget = 0.5 if args.quick else BUDGET
     common = ["--device", args.device, *(["--quick"] if args.quick else [])]
-    for network, engine, chosen in schedule(list(networks), args.device):
-        console.print(f"{engine}, {network}, {chosen}", style="dim")  # a spinner would take its share of the cores
-        share = str(budget / TURNS if engine in TWINS else budget)
-        case = record.in_own_process(__file__, ["--case", engine, network, chosen, share, *common])
-        found.append({"network": network, "engine": engine, "precision": chosen, **case})
+    with record.until_stopped(console):
+        for network, engine, chosen in schedule(list(networks), args.device):
+            console.print(f"{engine}, {network}, {chosen}", style="dim")  # a spinner would take its share of the cores
+            share = str(budget / TURNS if engine in TWINS else budget)
+            case = record.in_own_process(__file__, ["--case", engine, network, chosen, share, *common])
+            found.append({"network": network, "engine": engine, "precision": chosen, **case})
     cases = pooled(found)
     console.print(table(cases, f"Training step on {args.device}"))
     goals = verdict(cases, args.device)

@@ -1,6 +1,9 @@
 """What the benchmarks compute beside the clock: verdicts, ratios, memory on paper; and that each of them runs."""
 
+import io
 import json
+import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, SMALLEST
+from rich.console import Console
 from torch import Tensor
 
 from twoview.encoder.small import Small
@@ -25,8 +29,8 @@ NO_CROP = "augment.ops.crop.size=16"  # the views of `own.views` have the size o
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """`benchmark("run")`: a module of benchmarks/."""
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """`load("run")`: a module of benchmarks/."""
     import importlib
 
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
@@ -54,17 +58,50 @@ def case(network: str, engine: str, precision: str, *seconds: float, batch: int 
         ({"at_least": 3.0}, None, None),
     ],
 )
-def test_a_goal_is_met_missed_or_open(benchmark: Any, bound: dict[str, float], reached: Any, met: Any) -> None:
-    found = benchmark("record").goal("speed", reached, **bound)
+def test_a_goal_is_met_missed_or_open(load: Any, bound: dict[str, float], reached: Any, met: Any) -> None:
+    found = load("record").goal("speed", reached, **bound)
     assert found["met"] is met
     assert found.items() >= bound.items()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_benchmark_that_is_stopped_keeps_what_it_has(load: Any, number: signal.Signals) -> None:
+    before, done = signal.getsignal(number), []
+    with load("record").until_stopped(Console(file=io.StringIO())):
+        for i in range(3):
+            done.append(i)
+            if i == 1:
+                signal.raise_signal(number)
+    assert done == [0, 1]
+    assert signal.getsignal(number) is before
+
+
+def test_views_whose_peers_were_not_measured_leave_their_goals_open(load: Any) -> None:
+    augment = load("augment")
+    compiled = {"side": 32, "batch": 512, "engine": "compiled", "views_per_second": 80.0}
+    kornia = {"side": 32, "batch": 512, "engine": "kornia", "views_per_second": 10.0}
+    (found,) = augment.verdict([compiled, kornia])
+    assert found["reached"] == {"torchvision": None, "kornia": 8.0}
+    assert found["met"] == [None, True]
+
+
+@pytest.mark.parametrize("engine", ["torchvision", "lightly"])
+def test_pictures_reach_workers_that_are_not_forked(load: Any, engine: str) -> None:
+    if engine == "lightly":
+        pytest.importorskip("lightly")
+    sent = pickle.loads(pickle.dumps(load("augment").Pictures(engine, 8)))
+    assert [view.shape for view in sent[0]] == [(3, 8, 8)] * 2
+
+
+def test_a_recipe_of_ours_has_no_peers(load: Any) -> None:
+    assert {case[1] for case in load("train_step").schedule(["cifar10_fast"], "cpu")} == {"bare", "ours"}
+
+
 @pytest.mark.parametrize("half", [torch.bfloat16, None])
 def test_twins_take_turns_and_their_steps_are_pooled(
-    benchmark: Any, monkeypatch: pytest.MonkeyPatch, half: torch.dtype | None
+    load: Any, monkeypatch: pytest.MonkeyPatch, half: torch.dtype | None
 ) -> None:
-    train_step = benchmark("train_step")
+    train_step = load("train_step")
     monkeypatch.setattr(precision, "native_half", lambda device: half)
     order = [engine for _, engine, _ in train_step.schedule(["small"], "cpu")]
     assert order[: 2 * train_step.TURNS] == ["bare", "ours"] * train_step.TURNS
@@ -73,15 +110,15 @@ def test_twins_take_turns_and_their_steps_are_pooled(
     assert [one["images_per_second"] for one in cases] == [50.0]  # of the median of all three
 
 
-def test_what_was_not_measured_leaves_its_goal_open(benchmark: Any) -> None:
-    train_step = benchmark("train_step")
+def test_what_was_not_measured_leaves_its_goal_open(load: Any) -> None:
+    train_step = load("train_step")
     failed = {"network": "small", "engine": "bare", "precision": "x", "skipped": "out of memory"}
     cases = train_step.pooled([failed, case("small", "ours", "x", 1.0)])
     assert [goal["met"] for goal in train_step.verdict(cases, "cpu")] == [None]
 
 
-def test_the_verdict_on_whole_loops_holds_defaults_against_defaults(benchmark: Any) -> None:
-    run, pooled = benchmark("run"), benchmark("train_step").pooled
+def test_the_verdict_on_whole_loops_holds_defaults_against_defaults(load: Any) -> None:
+    run, pooled = load("run"), load("train_step").pooled
     cases = pooled(
         [
             case("resnet18", "bare", "bf16-mixed", 1.0),
@@ -100,7 +137,7 @@ def test_the_verdict_on_whole_loops_holds_defaults_against_defaults(benchmark: A
     assert on_gpu["seconds per epoch, resnet18"]["reached"] == pytest.approx(50_000 / (100 / 1.1))
 
 
-def test_memory_on_paper_is_what_autograd_keeps(benchmark: Any) -> None:
+def test_memory_on_paper_is_what_autograd_keeps(load: Any) -> None:
     """Activations by the formula, beside the bytes that the graph of a forward pass holds on to."""
     widths, side, rows = [16, 32, 64, 128], 24, 8
     model = Small(widths).to(memory_format=torch.channels_last)
@@ -115,21 +152,21 @@ def test_memory_on_paper_is_what_autograd_keeps(benchmark: Any) -> None:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x), torch.autocast("cpu", torch.bfloat16):
         h = model(torch.randn(rows, 3, side, side))
     assert h.requires_grad
-    on_paper = benchmark("scaling").paper(0, rows // 2, side, widths, 0)["activations"]
+    on_paper = load("scaling").paper(0, rows // 2, side, widths, 0)["activations"]
     views = 4 * rows * 3 * side**2  # in float32: held by whoever made them
     assert sum(kept.values()) == pytest.approx(on_paper - views, rel=0.02)
 
 
-def test_a_step_across_the_end_of_an_epoch_is_told_apart(benchmark: Any) -> None:
-    scaling = benchmark("scaling")
+def test_a_step_across_the_end_of_an_epoch_is_told_apart(load: Any) -> None:
+    scaling = load("scaling")
     first = scaling.WARM  # steps before the first that is measured
     within, across = scaling.parts([float(i) for i in range(8)], per_epoch=4)
     assert across == [float(i) for i in range(8) if (first + i) % 4 == 0]
     assert len(within) + len(across) == 8
 
 
-def test_the_dearest_image_counts_only_where_all_were_measured(benchmark: Any) -> None:
-    unevenness = benchmark("scaling").unevenness
+def test_the_dearest_image_counts_only_where_all_were_measured(load: Any) -> None:
+    unevenness = load("scaling").unevenness
     assert unevenness([{"images_per_second": 100.0}, {"images_per_second": 80.0}]) == 1.25
     assert unevenness([{"images_per_second": 100.0}, {"skipped": "why"}]) is None
 
@@ -137,16 +174,16 @@ def test_the_dearest_image_counts_only_where_all_were_measured(benchmark: Any) -
 @pytest.mark.parametrize(
     ("top1", "word", "code"), [(0.69, "below", 2), (0.70, "reached", 0), (0.79, "reached", 0), (0.81, "above", 0)]
 )
-def test_a_row_is_reached_within_the_interval(benchmark: Any, top1: float, word: str, code: int) -> None:
-    reproduce = benchmark("reproduce")
+def test_a_row_is_reached_within_the_interval(load: Any, top1: float, word: str, code: int) -> None:
+    reproduce = load("reproduce")
     judged = reproduce.judge({"top1": top1}, {"top1": 0.75, "interval": [0.70, 0.80]})
     assert judged == word
     assert reproduce.exit_code([judged, "reached"]) == code
     assert reproduce.judge({"top1": top1}, None) == "not committed"
 
 
-def test_every_measured_row_of_the_readme_can_be_compared(benchmark: Any) -> None:
-    reproduce = benchmark("reproduce")
+def test_every_measured_row_of_the_readme_can_be_compared(load: Any) -> None:
+    reproduce = load("reproduce")
     rows = [line.split("|") for line in (ROOT / "README.md").read_text().splitlines() if "train.py experiment=" in line]
     measured = [r[1].split("experiment=")[1].split("`")[0] for r in rows if len(r) > 4 and "**" in r[4]]
     assert "cifar10_cpu" in measured
@@ -154,16 +191,16 @@ def test_every_measured_row_of_the_readme_can_be_compared(benchmark: Any) -> Non
         assert reproduce.figures(reproduce.RESULTS / row).keys() == {"linear", "knn"}, row
 
 
-def test_the_plainest_nt_xent_is_ours(benchmark: Any) -> None:
+def test_the_plainest_nt_xent_is_ours(load: Any) -> None:
     z1, z2 = torch.randn(2, 6, 4).double()
-    assert float(benchmark("peers").nt_xent(z1, z2, 0.3)) == pytest.approx(float(nt_xent(z1, z2, 0.3)), rel=1e-5)
+    assert float(load("peers").nt_xent(z1, z2, 0.3)) == pytest.approx(float(nt_xent(z1, z2, 0.3)), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["lightly", "solo-learn-like", "dkobak-like"])
-def test_a_peer_trains_until_it_is_told_to_stop(benchmark: Any, name: str) -> None:
+def test_a_peer_trains_until_it_is_told_to_stop(load: Any, name: str) -> None:
     if name == "lightly":
         pytest.importorskip("lightly")
-    peers, images = benchmark("peers"), benchmark("scaling").synthetic(8, "train")
+    peers, images = load("peers"), load("scaling").synthetic(8, "train")
     peer, steps = peers.PEERS[name]("small"), []
     before = [p.clone() for p in peer.parameters()]
 
@@ -180,24 +217,24 @@ def test_a_peer_trains_until_it_is_told_to_stop(benchmark: Any, name: str) -> No
 
 
 @pytest.mark.parametrize("engine", ["bare", "ours", "dkobak-like"])
-def test_a_step_is_measured(benchmark: Any, engine: str) -> None:
-    found = benchmark("train_step").measure(engine, "small", [*TINY, NO_CROP], "32-true", "cpu", budget=0.0)
+def test_a_step_is_measured(load: Any, engine: str) -> None:
+    found = load("train_step").measure(engine, "small", [*TINY, NO_CROP], "32-true", "cpu", budget=0.0)
     assert len(found["step_seconds"]) == 3
     assert min(found["step_seconds"]) > 0
 
 
 @pytest.mark.parametrize("engine", ["ours", "dkobak-like"])
-def test_a_whole_loop_is_measured(benchmark: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = benchmark("run")
+def test_a_whole_loop_is_measured(load: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = load("run")
     monkeypatch.setattr(run, "cores", lambda: 1)
     found = run.measure(engine, "small", TINY, "32-true", "cpu", share=0.0)
     assert len(found["step_seconds"]) >= 1
     assert min(found["step_seconds"]) > 0
 
 
-def test_a_run_is_measured_beside_its_memory_on_paper(benchmark: Any) -> None:
+def test_a_run_is_measured_beside_its_memory_on_paper(load: Any) -> None:
     words = [word for word in TINY if not word.startswith(("data", "batch_size"))]
-    found = benchmark("scaling").measure(words, "sgd", n=48, batch=16, steps=5, processes=1, threads=0)
+    found = load("scaling").measure(words, "sgd", n=48, batch=16, steps=5, processes=1, threads=0)
     assert found["images_per_second"] > 0
     assert found["epoch_end_seconds"] is not None  # an epoch of three steps ended
     assert found["paper_bytes"]["images"] == 48 * 3 * 32 * 32
@@ -234,9 +271,9 @@ def test_a_row_is_run_again_in_slices(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("engine", ["bare", "ours"])
-def test_a_step_on_a_gpu_is_measured_in_the_allocators_bytes(benchmark: Any, engine: str) -> None:
+def test_a_step_on_a_gpu_is_measured_in_the_allocators_bytes(load: Any, engine: str) -> None:
     words = ["encoder=resnet18", "batch_size=32", "data=shapes"]
-    found = benchmark("train_step").measure(engine, "resnet18", words, "bf16-mixed", "cuda", budget=0.0)
+    found = load("train_step").measure(engine, "resnet18", words, "bf16-mixed", "cuda", budget=0.0)
     weights = 4 * 11_000_000
     assert found["extra_bytes"] > 3 * weights  # with gradients and momentum
     assert min(found["step_seconds"]) > 0
