@@ -3,20 +3,11 @@ there is).
 """
 
 import sys
+from pathlib import Path
 
-try:
-    from twoview.cli.entry import run_command
-except ModuleNotFoundError as error:
-    sys.exit(
-        f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parent / "ssl"))  # this checkout's package, installed or not
 
-
-def task(config):
-    from twoview.train.pretrain import main
-
-    return main(config)
-
+from twoview.commands import run
 
 if __name__ == "__main__":
-    run_command("train", task)
+    run("train")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from twoview.cli import schema
-from twoview.cli.entry import CONFIGS, plain
+from twoview.cli.configs import CONFIGS
+from twoview.cli.entry import plain
 from twoview.model.compiled import Compiler
 from twoview.parallel.precision import half_of
 from twoview.run.saving import Checkpoints, Interrupted

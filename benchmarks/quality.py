@@ -28,7 +28,8 @@ def monitored(experiment: str) -> dict[str, Any]:
     """Seconds of a step and of a reading in a run of one short epoch, whose last step is followed by a reading."""
     import hydra
 
-    from twoview.cli.entry import CONFIGS, plain
+    from twoview.cli.configs import CONFIGS
+    from twoview.cli.entry import plain
     from twoview.train import pretrain
     from twoview.watch.meter import Meter
     from twoview.watch.quality import QualityMonitor

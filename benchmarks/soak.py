@@ -46,7 +46,8 @@ def child(folder: Path, epochs: int, notes: Path) -> None:
     import hydra
     import torch
 
-    from twoview.cli.entry import CONFIGS, plain
+    from twoview.cli.configs import CONFIGS
+    from twoview.cli.entry import plain
     from twoview.train import pretrain
     from twoview.watch.meter import Meter
 

@@ -1,20 +1,11 @@
 """Compares augmentations by whole runs:  python scripts/ablate_augment.py study=strength experiment=cifar10_cpu"""
 
 import sys
+from pathlib import Path
 
-try:
-    from twoview.cli.entry import run_command
-except ModuleNotFoundError as error:
-    sys.exit(
-        f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ssl"))  # this checkout's package, installed or not
 
-
-def task(config):
-    from twoview.ablate.runner import ablate_command
-
-    return ablate_command(config)
-
+from twoview.commands import run
 
 if __name__ == "__main__":
-    run_command("ablate_augment", task)
+    run("ablate")

@@ -1,20 +1,11 @@
 """Says whether a run is ill, by what evidence, and what to do:  python scripts/doctor.py run=runs/<name>/<date>"""
 
 import sys
+from pathlib import Path
 
-try:
-    from twoview.cli.entry import run_command
-except ModuleNotFoundError as error:
-    sys.exit(
-        f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ssl"))  # this checkout's package, installed or not
 
-
-def task(config):
-    from twoview.watch.doctor import doctor_command
-
-    return doctor_command(config)
-
+from twoview.commands import run
 
 if __name__ == "__main__":
-    run_command("doctor", task)
+    run("doctor")

@@ -1,20 +1,11 @@
 """Writes the features of a run's encoder to a file:  python scripts/embed.py ckpt=<run>/last.ckpt format=parquet"""
 
 import sys
+from pathlib import Path
 
-try:
-    from twoview.cli.entry import run_command
-except ModuleNotFoundError as error:
-    sys.exit(
-        f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ssl"))  # this checkout's package, installed or not
 
-
-def task(config):
-    from twoview.commands.embed import embed_command
-
-    return embed_command(config)
-
+from twoview.commands import run
 
 if __name__ == "__main__":
-    run_command("embed", task)
+    run("embed")

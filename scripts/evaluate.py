@@ -1,20 +1,11 @@
 """All that the encoder of a run is worth, on one page:  python scripts/evaluate.py ckpt=<run>/last.ckpt"""
 
 import sys
+from pathlib import Path
 
-try:
-    from twoview.cli.entry import run_command
-except ModuleNotFoundError as error:
-    sys.exit(
-        f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,report]'  (or: make setup)"
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ssl"))  # this checkout's package, installed or not
 
-
-def task(config):
-    from twoview.commands.evaluate import evaluate_command
-
-    return evaluate_command(config)
-
+from twoview.commands import run
 
 if __name__ == "__main__":
-    run_command("evaluate", task)
+    run("evaluate")

@@ -1,20 +1,11 @@
 """Writes a run's encoder as a file for other software:  python scripts/export.py ckpt=<run>/last.ckpt format=onnx"""
 
 import sys
+from pathlib import Path
 
-try:
-    from twoview.cli.entry import run_command
-except ModuleNotFoundError as error:
-    sys.exit(
-        f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ssl"))  # this checkout's package, installed or not
 
-
-def task(config):
-    from twoview.commands.export import export_command
-
-    return export_command(config)
-
+from twoview.commands import run
 
 if __name__ == "__main__":
-    run_command("export", task)
+    run("export")

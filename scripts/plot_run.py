@@ -1,20 +1,11 @@
 """Draws the curves of a run to curves.png:  python scripts/plot_run.py run=runs/<name>/<date>"""
 
 import sys
+from pathlib import Path
 
-try:
-    from twoview.cli.entry import run_command
-except ModuleNotFoundError as error:
-    sys.exit(
-        f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ssl"))  # this checkout's package, installed or not
 
-
-def task(config):
-    from twoview.report.curves import plot_command
-
-    return plot_command(config)
-
+from twoview.commands import run
 
 if __name__ == "__main__":
-    run_command("plot_run", task)
+    run("plot")

@@ -1,20 +1,11 @@
 """Draws what an augmentation does to the images of a run:  python scripts/preview_augment.py augment=simclr_cifar"""
 
 import sys
+from pathlib import Path
 
-try:
-    from twoview.cli.entry import run_command
-except ModuleNotFoundError as error:
-    sys.exit(
-        f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ssl"))  # this checkout's package, installed or not
 
-
-def task(config):
-    from twoview.commands.preview import preview_command
-
-    return preview_command(config)
-
+from twoview.commands import run
 
 if __name__ == "__main__":
-    run_command("preview_augment", task)
+    run("preview")

@@ -1,20 +1,11 @@
 """The runs that there are, and what they differ in:  python scripts/runs.py list | show RUN | diff A B | export"""
 
 import sys
+from pathlib import Path
 
-try:
-    from twoview.cli.entry import run_words
-except ModuleNotFoundError as error:
-    sys.exit(
-        f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ssl"))  # this checkout's package, installed or not
 
-
-def task(words):
-    from twoview.run.registry import runs_command
-
-    return runs_command(words)
-
+from twoview.commands import run
 
 if __name__ == "__main__":
-    run_words(task)
+    run("runs")

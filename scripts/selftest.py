@@ -1,20 +1,11 @@
 """Checks that contrastive learning is right on this machine:  python scripts/selftest.py [devices=auto|cpu|cuda]"""
 
 import sys
+from pathlib import Path
 
-try:
-    from twoview.cli.entry import run_command
-except ModuleNotFoundError as error:
-    sys.exit(
-        f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ssl"))  # this checkout's package, installed or not
 
-
-def task(config):
-    from twoview.commands.selftest import selftest_command
-
-    return selftest_command(config)
-
+from twoview.commands import run
 
 if __name__ == "__main__":
-    run_command("selftest", task)
+    run("selftest")

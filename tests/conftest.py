@@ -15,14 +15,11 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from twoview.ablate.runner import ablate_command
-from twoview.cli.entry import CONFIGS, plain, run_command
-from twoview.commands import embed, export, finetune, preview, probe, verify
-from twoview.commands.evaluate import evaluate_command
-from twoview.commands.selftest import selftest_command
-from twoview.report import curves
+from twoview.cli.configs import CONFIGS
+from twoview.cli.entry import plain
+from twoview.cli.program import SCRIPTS, script_of
+from twoview.commands import run
 from twoview.train import pretrain
-from twoview.watch import doctor
 
 torch.set_num_threads(1)
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -43,21 +40,14 @@ TINY = (
     "trainer=cpu",
     "knn.every_epochs=1",
 )
-TASKS: dict[str, Callable[..., int]] = {
-    "ablate_augment": ablate_command,
-    "train": pretrain.main,
-    "linear_probe": probe.linear_command,
-    "knn": probe.knn_command,
-    "plot_run": curves.plot_command,
-    "doctor": doctor.doctor_command,
-    "preview_augment": preview.preview_command,
-    "selftest": selftest_command,
-    "embed": embed.embed_command,
-    "evaluate": evaluate_command,
-    "export": export.export_command,
-    "finetune": finetune.finetune_command,
-    "verify_resume": verify.verify_command,
-}
+WORDS = {
+    script: command for command, script in SCRIPTS.items()
+}  # commands by the name of their script, if it is another
+
+
+def command_of(name: str) -> str:
+    """The command that a name means: its own, or that of its script."""
+    return WORDS.get(name, name)
 
 
 @dataclass
@@ -81,7 +71,7 @@ class Ended:
 def compose_config(*overrides: str, name: str = "train") -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        return plain(hydra.compose(name, overrides=list(overrides)))
+        return plain(hydra.compose(command_of(name), overrides=list(overrides)))
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +110,7 @@ def command(
     def call(*words: str, name: str = "train") -> Ended:
         GlobalHydra.instance().clear()
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+        monkeypatch.setattr(sys, "argv", [str(ROOT / script_of(command_of(name))), *words])
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
         root = logging.getLogger()
         handlers, root.handlers = root.handlers, []
@@ -128,7 +118,7 @@ def command(
         capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as end, warnings.catch_warnings():
-                run_command(name, TASKS[name])
+                run(command_of(name))
         finally:
             root.handlers, root.level = handlers, level
             GlobalHydra.instance().clear()

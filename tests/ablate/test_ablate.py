@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from twoview.ablate import arm, results
-from twoview.cli.entry import CONFIGS
+from twoview.cli.configs import CONFIGS
 from twoview.errors import UserError
 from twoview.train import pretrain
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from twoview.ablate.study import AddOne, Compose, Curve, Grid, LeaveOneOut, value, value_of
 from twoview.cli import schema
-from twoview.cli.entry import options
+from twoview.cli.configs import options
 from twoview.errors import UserError
 from twoview.model.base import ContrastiveModule
 from twoview.train import pretrain

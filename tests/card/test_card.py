@@ -46,7 +46,7 @@ def card(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from twoview.cli.entry import CONFIGS
+    from twoview.cli.configs import CONFIGS
 
     folder = tmp_path_factory.mktemp("card") / "card"
     GlobalHydra.instance().clear()

@@ -17,17 +17,15 @@ import torch
 import yaml
 
 from twoview.cli import schema
-from twoview.cli.entry import CONFIGS, groups, options
+from twoview.cli.configs import CONFIGS, groups, options
+from twoview.commands import COMMANDS
 from twoview.errors import UserError
 from twoview.train import pretrain
 
 EXPERIMENTS = options("experiment")
 CHOICES = [(group, option) for group in groups() for option in options(group)]
-COMMAND = {"study": "ablate_augment"}  # of groups that are not of train.py
-SCRIPTS = [
-    *("ablate_augment", "doctor", "embed", "evaluate", "export", "finetune", "knn", "linear_probe", "plot_run"),
-    *("preview_augment", "selftest", "verify_resume"),
-]
+COMMAND = {"study": "ablate"}  # of groups that are not of train.py
+SCRIPTS = sorted(set(COMMANDS) - {"train", "runs"})
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -118,7 +116,7 @@ def test_an_experiment_calls_its_runs_by_its_own_name(compose: Compose, name: st
 
 def test_every_command_of_the_help_page_composes(compose: Compose) -> None:
     page = yaml.safe_load((CONFIGS / "train.yaml").read_text())["hydra"]["help"]["template"]
-    commands = re.findall(r"^ +python train\.py (.+?)(?:   .*)?$", page, re.MULTILINE)
+    commands = re.findall(r"^ +twoview train (.+?)(?:   .*)?$", page, re.MULTILINE)
     assert len(commands) >= 5
     for line in commands:
         words = [word for word in shlex.split(re.sub("[<>]", "", line)) if "=" in word]  # no --cfg job

@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision import datasets
 
 from faults.battery import DAMAGES, FLIPS, table
-from twoview.cli.entry import CONFIGS
+from twoview.cli.configs import CONFIGS
 from twoview.encoder.frozen import digest
 from twoview.run.checkpoint import load_encoder
 from twoview.watch.meter import Meter
@@ -208,7 +208,7 @@ def test_configuration_files(
     tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, case: str, file: str, how: str
 ) -> None:
     shutil.copytree(CONFIGS, tmp_path / "configs")
-    monkeypatch.setattr("twoview.cli.entry.CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr("twoview.cli.configs.CONFIGS", tmp_path / "configs")
     DAMAGES[how](tmp_path / "configs" / file)
     ended = command("data=shapes", "data.n_train=16", "data.size=8", *SMALL)
     if ended.code == 0:  # cut between two keys a file is whole again, and constructors know defaults

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from faults.battery import table
-from twoview.cli.entry import CONFIGS
+from twoview.cli.configs import CONFIGS
 
 ROOT = CONFIGS.parent
 SMALL = ("data=shapes", "data.n_train=16", "data.n_test=8", "data.size=8", "encoder=small", "encoder.widths=[4,4,4,4]")

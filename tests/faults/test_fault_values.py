@@ -17,7 +17,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from faults.battery import table
-from twoview.cli.entry import CONFIGS, explain, plain
+from twoview.cli.configs import CONFIGS
+from twoview.cli.entry import plain
+from twoview.cli.explain import explain
 from twoview.train import pretrain
 
 TINY = ("data=shapes", "data.n_train=16", "data.n_test=8", "data.size=8", "encoder=small", "encoder.widths=[4,4,4,4]")
@@ -172,7 +174,7 @@ RUN = "the run"  # stands for the folder of a finished run
 QUICK = ["data=shapes", "data.n_train=16", "data.size=8"]
 # Of every command with a configuration of its own: words that make a moment of it.
 SCRIPTS: dict[str, list[str]] = {
-    "ablate_augment": [*TINY[:-1], "study=strength", "study.axes={augment.strength:[0,1]}", "folder=f", "dry_run=true"],
+    "ablate": [*TINY[:-1], "study=strength", "study.axes={augment.strength:[0,1]}", "folder=f", "dry_run=true"],
     "doctor": [f"run={RUN}", "out=out.json"],
     "embed": [f"ckpt={RUN}", "out=out.npz"],
     "evaluate": [f"ckpt={RUN}", "out=card", "strengths=[0.01]", "k=[5]", "temperature=[0.1]", "fractions=[]"]
@@ -180,13 +182,13 @@ SCRIPTS: dict[str, list[str]] = {
     "export": [f"ckpt={RUN}", "format=safetensors", "out=out.safetensors"],
     "finetune": [f"ckpt={RUN}", "epochs=1", "label_fraction=0.5", "lr_per_256=[0.1]", "out=out.json"],
     "knn": [f"ckpt={RUN}", "out=out.json"],
-    "linear_probe": [f"ckpt={RUN}", "strengths=[0.01]", "out=out.json"],
-    "plot_run": [f"run={RUN}", "out=out.png"],
-    "preview_augment": [*QUICK, "images=2", "strengths=[0]", "out=out.png"],
+    "probe": [f"ckpt={RUN}", "strengths=[0.01]", "out=out.json"],
+    "plot": [f"run={RUN}", "out=out.png"],
+    "preview": [*QUICK, "images=2", "strengths=[0]", "out=out.png"],
     "selftest": ["devices=cpu", "world=2"],
 }
 NO_TYPE = {"list of lists": [[1]]}  # of no key: what takes it reads the key nowhere
-LONG = {("selftest", "world", "beyond 64 bits"), ("ablate_augment", "dry_run", "null")}
+LONG = {("selftest", "world", "beyond 64 bits"), ("ablate", "dry_run", "null")}
 
 
 def script_cases() -> Iterator[tuple[str, str, str, Any]]:

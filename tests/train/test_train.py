@@ -362,7 +362,7 @@ def test_signals_decide_the_exit_code(
     ended = command(*tiny, "hydra.run.dir=here")
     assert ended.code == code
     assert ended.err == ""
-    assert f"python train.py resume={tmp_path}/here" in ended.out
+    assert f"python {ROOT}/train.py resume={tmp_path}/here" in ended.out
     assert read(tmp_path / "here")["global_step"] == 2
 
 
@@ -410,7 +410,7 @@ def test_ctrl_c_on_the_real_command_and_the_command_it_names(tiny: list[str], tm
     assert train.returncode == 130, err
     assert "Traceback" not in err
     text = "".join(lines) + out
-    named = re.search(r"python train\.py (resume=\S+)", text)
+    named = re.search(rf"python {ROOT}/train\.py (resume=\S+)", text)
     assert named, text
     step = read(tmp_path / "run")["global_step"]
     assert 32 <= step < 6 * 32
@@ -421,7 +421,7 @@ def test_ctrl_c_on_the_real_command_and_the_command_it_names(tiny: list[str], tm
     )
     assert again.returncode == 0, again.stderr
     assert "Traceback" not in again.stderr
-    assert "next:  python scripts/linear_probe.py ckpt=" in again.stdout
+    assert f"next:  python {ROOT}/scripts/linear_probe.py ckpt=" in again.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["steps"]) == ("finished", 6 * 32)
 

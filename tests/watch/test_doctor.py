@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torchvision.io import write_jpeg
 
 from twoview.augment.views import TwoViews
-from twoview.cli.entry import options
+from twoview.cli.configs import options
 from twoview.train import pretrain
 from twoview.watch import doctor
 from twoview.watch.doctor import HEALTHY, TOO_EARLY, Diagnosis, examine, examine_run

@@ -16,7 +16,8 @@ from rich.console import Console
 from torch import Tensor
 
 from twoview.cli import schema
-from twoview.cli.entry import explain, output_dir, plain
+from twoview.cli.entry import output_dir, plain
+from twoview.cli.explain import explain
 from twoview.data.set import SampleSet
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError

@@ -5,7 +5,6 @@ writes the report.
 import contextlib
 import json
 import logging
-import shlex
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,9 @@ from twoview.ablate.display import Display
 from twoview.ablate.study import Arm, Plan, Study
 from twoview.ablate.trial import affordable, measured_seconds, steps_of_an_epoch
 from twoview.cli import schema
-from twoview.cli.entry import explain, overrides, plain
+from twoview.cli.entry import overrides, plain
+from twoview.cli.explain import explain
+from twoview.cli.program import spelled
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.report.words import clock, listed
@@ -62,7 +63,7 @@ class Job:
 
 
 def ablate_command(composed: DictConfig) -> int:
-    """`scripts/ablate_augment.py`. Returns 1 if an arm failed, 130, 138 or 143 if the study was interrupted."""
+    """`twoview ablate`. Returns 1 if an arm failed, 130, 138 or 143 if the study was interrupted."""
     try:
         with _terminable():
             return _command(plain(composed))
@@ -192,7 +193,7 @@ def _settings(study: Study, plan: Plan, judge: Judge, base: dict[str, Any], trai
         "protocol": judge.protocol,
         "protocol_hash": judge.protocol_hash,
         "words": words,
-        "command": shlex.join(["python", "scripts/ablate_augment.py", *words]),
+        "command": spelled("ablate", *words),
         "data": train.name,
         "classes": len(train.classes),
         "chance": 1 / len(train.classes),
@@ -287,7 +288,7 @@ def _prepare(folder: Path, settings: dict[str, Any], todo: Sequence[Job], own: S
         for job in todo:
             job.folder.mkdir(parents=True, exist_ok=True)
             (job.folder / "result.json").unlink(missing_ok=True)
-            command = shlex.join(["python", "train.py", *own, *job.words])
+            command = spelled("train", *own, *job.words)
             about = {"arm": job.arm.name, "seed": job.seed, "place": job.arm.place, "hash": job.hash}
             write_json(job.folder / "arm.json", about | {"words": list(job.words), "command": command})
     except OSError as error:

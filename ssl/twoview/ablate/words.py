@@ -1,10 +1,10 @@
 """A study in words: its answer in a few sentences, what must be known before believing it, and its tables."""
 
-import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from twoview.ablate.results import Study
+from twoview.cli.program import spelled
 from twoview.report.page import Cell
 from twoview.report.words import NBSP, NONE, in_points, listed, percent
 from twoview.stats.blocks import Difference
@@ -194,8 +194,8 @@ def commands(study: Study, arm: str) -> list[str]:
     lines = []
     for key in study.planned:
         if key[0] == arm and (run := study.runs.get(key)):
-            words = ["python", "train.py", *map(str, run.facts.get("words") or [])]
-            lines.append(str(run.facts.get("command") or shlex.join(words)))
+            words = map(str, run.facts.get("words") or [])
+            lines.append(str(run.facts.get("command") or spelled("train", *words)))
     return lines
 
 

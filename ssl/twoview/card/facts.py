@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import shlex
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from twoview.card import parts
 from twoview.card.parts import OTHER, RUN, UNTRAINED, Judged
 from twoview.cli.entry import overrides
+from twoview.cli.program import spelled
 from twoview.encoder.frozen import Frozen
 from twoview.evaluate.classify.score import fingerprint
 from twoview.evaluate.subject import Subject, checkpoint_file
@@ -59,7 +59,7 @@ def about(config: Mapping[str, Any], own: Subject) -> dict[str, Any]:
         "encoders": encoders,
         "settings": settings,
         "settings_hash": fingerprint(settings),
-        "command": shlex.join(["python", "scripts/evaluate.py", *overrides()]),
+        "command": spelled("evaluate", *overrides()),
         "machine": machine(),
         "versions": versions(),
         "commit": commit(),

@@ -11,83 +11,89 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
-import yaml
+from hydra import version
+from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich import get_console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
-from twoview.cli.schema import unknown_key
-from twoview.errors import UserError
+from twoview.cli import configs, page
+from twoview.cli.explain import explain
+from twoview.cli.words import Command, meant, split
 
-_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator")  # in gloo, NCCL
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 log = logging.getLogger(__name__)
 
 
-def run_command(config_name: str, task: Callable[[DictConfig], int | None]) -> None:
-    """Composes `configs/<config_name>.yaml` with the words of the command line, hands it to `task` and exits with
-    what that returns.
+def run_command(name: str, task: Callable[[DictConfig], int | None], typed: Sequence[str] | None = None) -> None:
+    """Composes `configs/<name>.yaml` with the words that were typed (default: those of the command line), hands it to
+    `task` and exits with what that returns.
 
     Whatever goes wrong ends in one message on stderr and exit code 1; with `debug=true` among the words, in its
     traceback.
     """
-    if not CONFIGS.is_dir():
-        sys.exit(
-            f"twoview: the folder {CONFIGS} is missing; install the package from its source tree with: pip install -e ."
-        )
-    debug = any(word.replace(" ", "").lower() in ("debug=true", "debug=1") for word in sys.argv[1:])
+    typed = sys.argv[1:] if typed is None else typed
+    debug = any(word.replace(" ", "").lower() in ("debug=true", "debug=1") for word in typed)
     _outlive_the_reader()
     _quiet(debug)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra is to raise what it would print with a stack of its own
+    hook = threading.excepthook
+    try:
+        threading.excepthook = hook if debug else _thread_ended
+        code = _run(name, task, typed, debug)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        if debug:
+            raise
+        code = _say(error, name)
+    finally:
+        threading.excepthook = hook
+    sys.exit(code)
+
+
+def _run(name: str, task: Callable[[DictConfig], int | None], typed: Sequence[str], debug: bool) -> int:
+    line = split(typed)
+    folders = configs.own_folders(line.folder)
+    groups = {group: configs.options(group, folders) for group in configs.groups(name)}
+    words = meant(line.words, Command(name, configs.keys(name), groups), line.several)
+    if line.help:
+        print(page.help_page(name, words, groups, folders))  # noqa: T201
+        return 0
     codes: list[int] = []
 
     def job(config: DictConfig) -> None:
         try:
+            configs.check_choices(dict(HydraConfig.get().runtime.choices), folders)
             codes.append(task(config) or 0)
         except Exception as error:  # said here: Hydra would put a message of its own before it
             if debug:
                 raise
-            codes.append(_say(error))
+            codes.append(_say(error, name))
         if codes[-1] > 128:  # a signal: it ends a sweep too
             sys.exit(codes[-1])
 
-    hook = threading.excepthook
-    try:
-        threading.excepthook = hook if debug else _thread_ended
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if debug:
-            raise
-        sys.exit(_say(error))
-    finally:
-        threading.excepthook = hook
-    sys.exit(max(codes, default=0))
+    version.setbase("1.3")  # of Hydra: jobs stay in the working directory
+    parser = get_args_parser()
+    arguments = parser.parse_args(line.flags)
+    arguments.overrides = [*configs.search_words(folders), *words]
+    _run_hydra(arguments, parser, job, str(configs.CONFIGS), name)
+    return max(codes, default=0)
 
 
-def run_words(task: Callable[[list[str]], int]) -> None:
-    """Hands the words of the command line to `task` as they are, for a command without a configuration, and exits with
-    what that returns. Errors end as those of `run_command`.
+def run_words(task: Callable[[Sequence[str]], int], typed: Sequence[str]) -> None:
+    """Hands words to `task` as they were typed, for a command without a configuration, and exits with what that
+    returns. Errors end as those of `run_command`.
     """
     _outlive_the_reader()
     _quiet(debug=False)
     try:
-        sys.exit(task(sys.argv[1:]))
+        sys.exit(task(typed))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -126,10 +132,10 @@ class _Lines(logging.StreamHandler):
             super().handleError(record)
 
 
-def _say(error: Exception) -> int:
+def _say(error: Exception, command: str = "train") -> int:
     sys.stdout.flush()
     where = f" in process {_process()}" if _process() else ""
-    print(f"error{where}: {explain(error)}", file=sys.stderr)  # noqa: T201
+    print(f"error{where}: {explain(error, command)}", file=sys.stderr)  # noqa: T201
     return 1
 
 
@@ -146,89 +152,6 @@ def output_dir() -> Path:
 def overrides() -> list[str]:
     """The words of the command line that configure the task."""
     return list(HydraConfig.get().overrides.task)
-
-
-def explain(error: BaseException) -> str:
-    """One message for a person: what is wrong, and what there is instead."""
-    if isinstance(error, hydra.errors.InstantiationException) and error.__cause__ is not None:
-        return explain(error.__cause__)
-    if isinstance(error, UserError):  # from a loader's worker, torch wraps the message into the worker's traceback
-        return str(error).strip().rpartition("UserError: ")[2]
-    if isinstance(error, MissingConfigException):
-        group, _, option = (error.missing_cfg_file or "").rpartition("/")
-        if error.options:
-            return unknown_option(group, option, list(error.options))
-        return f"there is no configuration {error.missing_cfg_file!r}; the groups are: {', '.join(groups())}"
-    if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: write key=value (quote lists and blanks: 'key=[1,2]')"
-    if isinstance(error, ConfigCompositionException):
-        return _explain_composition(error)
-    if isinstance(error, OmegaConfBaseException):
-        return f"configuration: {str(error).splitlines()[0]}"
-    if isinstance(error, yaml.YAMLError):
-        return _explain_yaml(error)
-    if isinstance(error, HydraException):
-        return " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "out of memory" in str(error):
-        said = (str(error).splitlines() or ["no more is known"])[0]  # a worker's traceback follows
-        return f"out of memory: use a smaller batch_size ({said[:200]})"
-    if isinstance(error, OSError):
-        return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-    if "embedded null" in str(error):  # Python's, of a path from a configuration
-        return "a path holds the null character, which no file can be called by: name another"
-    if "DataLoader worker" in str(error):
-        return (
-            "a process that loads images has ended (killed, often for want of memory): use fewer of them "
-            "(loader.num_workers=1), or none (loader.num_workers=0)"
-        )
-    if any(words in str(error) for words in _LOST_PROCESS):
-        return "another process of the run has ended, and this one cannot go on alone; why stands in that one's message"
-    text = str(error).splitlines()[0] if str(error) else "no message"
-    if text.startswith("Config group override must be"):  # hydra's for null, a number or no name at all
-        return f"a group is set to the name of an option, as in data=shapes; the groups are: {', '.join(groups())}"
-    return f"{type(error).__name__}: {text} (debug=true shows where)"
-
-
-def _explain_yaml(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    name = mark.name if mark is not None else getattr(error, "name", "a configuration")
-    line = f", line {mark.line + 1}" if mark is not None else ""
-    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "damaged"
-    return f"{name}{line} is no YAML ({reason}): mend it, or restore it with: git checkout configs"
-
-
-def _explain_composition(error: ConfigCompositionException) -> str:
-    cause = error.__cause__
-    parent = getattr(cause, "parent_node", None)
-    if isinstance(parent, DictConfig) and getattr(cause, "full_key", None):
-        path, _, key = str(cause.full_key).rpartition(".")  # type: ignore[union-attr]
-        if path.startswith("study.axes"):
-            return (
-                f"study.axes={{...}} gives new values to what the study varies ({', '.join(map(str, parent))}); to "
-                "vary other keys write '~study.axes' '+study.axes={...}'"
-            )
-        return unknown_key(path, key, (str(k) for k in parent if not str(k).startswith("_")))
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].startswith("Could not override"):
-        group = lines[0].split("'")[1]
-        return f"there is no group {group!r}; the groups are: {', '.join(groups())}"
-    if cause is not None and not isinstance(cause, ConfigCompositionException):
-        return f"{lines[0] if lines else ''} {str(cause).splitlines()[0]}".strip()
-    return " ".join(lines)
-
-
-def groups() -> list[str]:
-    """The configuration groups, which are the folders of `configs/`."""
-    return sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "hydra")
-
-
-def options(group: str) -> list[str]:
-    """What a group can be set to, which are the files of its folder."""
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
-
-
-def unknown_option(group: str, option: str, known: list[str]) -> str:
-    return unknown_key(group, option, known).replace("has no key", "has no option", 1)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

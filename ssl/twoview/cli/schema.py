@@ -121,9 +121,19 @@ def _target(node: Mapping[str, Any], path: str) -> Callable[..., Any]:
 
 def unknown_key(path: str, key: str, known: Iterable[str]) -> str:
     known = sorted(known)
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
+    spoken = {_letters(name): name for name in known}
+    close = difflib.get_close_matches(_letters(key), spoken, n=1)
+    hint = f" Did you mean {spoken[close[0]]}?" if close else ""
     return f"{path or 'the configuration'} has no key {key!r}.{hint} It has: {', '.join(known)}"
+
+
+def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
+    return unknown_key(group, option, known).replace("has no key", "has no option", 1)
+
+
+def _letters(name: str) -> str:
+    """A name without what people write differently: SimCLR, sim_clr and simclr are one."""
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def fits(value: Any, hint: Any) -> bool:

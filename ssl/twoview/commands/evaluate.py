@@ -23,7 +23,9 @@ from twoview.card import atlas, parts, report
 from twoview.card.facts import about, caveats, finite, unlabelled
 from twoview.card.parts import OTHER, RUN, UNTRAINED, Encoder, Judged
 from twoview.cli import schema
-from twoview.cli.entry import options, plain, unknown_option
+from twoview.cli.configs import options
+from twoview.cli.entry import plain
+from twoview.cli.schema import unknown_option
 from twoview.data.set import SampleSet
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError

@@ -21,7 +21,8 @@ from twoview.augment.image.geometric import RandomResizedCrop
 from twoview.augment.operation import BatchAugment
 from twoview.augment.views import TwoViews
 from twoview.cli import schema
-from twoview.cli.entry import plain, unknown_option
+from twoview.cli.entry import plain
+from twoview.cli.schema import unknown_option
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.report.curves import save

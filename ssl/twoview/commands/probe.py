@@ -29,8 +29,8 @@ from twoview.stats.intervals import wilson
 log = logging.getLogger(__name__)
 
 
-def linear_command(composed: DictConfig) -> int:
-    """`scripts/linear_probe.py`."""
+def probe_command(composed: DictConfig) -> int:
+    """`twoview probe`."""
     config = plain(composed)
     judged = subject(config)
     if config["protocol"] == "convex" and config["epochs"] is not None:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from twoview.cli import schema
-from twoview.cli.entry import CONFIGS, overrides, plain
+from twoview.cli.entry import overrides, plain
 from twoview.errors import UserError
 from twoview.run.checkpoint import read_checkpoint
 from twoview.run.saving import kept
@@ -35,7 +35,7 @@ TRIES = 3  # a moment may be over before it is seen
 
 
 def verify_command(composed: DictConfig) -> int:
-    """`scripts/verify_resume.py`: 0 if all resumed runs are the straight one, 1 if one differs."""
+    """`twoview verify`: 0 if all resumed runs are the straight one, 1 if one differs."""
     config = plain(composed)
     schema.check_keys(config, OWN)
     if config["steps"] < 2 or not config["kills"] or config["resume"]:
@@ -72,8 +72,8 @@ def shortened(config: dict[str, Any]) -> list[str]:
 
 
 def command(words: Sequence[str], folder: Path) -> list[str]:
-    """`train.py` in that folder, going on with what is in it."""
-    return [sys.executable, str(CONFIGS.parent / "train.py"), *words, "resume=auto", f"hydra.run.dir={folder}"]
+    """`twoview train` in that folder, going on with what is in it."""
+    return [sys.executable, "-m", "twoview", "train", *words, "resume=auto", f"hydra.run.dir={folder}"]
 
 
 def run_through(words: Sequence[str], folder: Path) -> float:

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def plot_command(composed: DictConfig) -> int:
-    """`scripts/plot_run.py`."""
+    """`twoview plot`."""
     config = plain(composed)
     schema.check_keys(config, {"run": str | None, "out": str | None})
     if not config["run"]:

@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from twoview.cli.program import spelled
 from twoview.errors import UserError
 from twoview.run.identity import BESIDE, apart, config_hash, differences, flat, relevant
 
@@ -178,8 +179,8 @@ def _number(value: Any, form: str) -> str:
 
 
 def runs_command(words: Sequence[str]) -> int:
-    """`scripts/runs.py`: `list`, `show RUN`, `diff A B` or `export`. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="runs.py", description=__doc__)
+    """`twoview runs`: `list`, `show RUN`, `diff A B` or `export`. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog=spelled("runs"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | show RUN | diff A B | export")
     listing = commands.add_parser("list", help="all runs with their numbers")
     show = commands.add_parser("show", help="one run: its numbers, its identity, its configuration")

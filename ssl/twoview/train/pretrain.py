@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from twoview.augment.views import TwoViews
 from twoview.cli import schema
 from twoview.cli.entry import output_dir, overrides, plain
+from twoview.cli.program import spelled
 from twoview.data.batches import TwoViewDataModule
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
@@ -147,7 +148,8 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
     except Interrupted as interruption:
         stopped = interruption
-        log.info("stopped (%s) and saved. To go on:  python train.py resume=%s", stopped.reason, stopped.path.parent)
+        resume = spelled("train", f"resume={stopped.path.parent}")
+        log.info("stopped (%s) and saved. To go on:  %s", stopped.reason, resume)
     finally:
         checkpoints.release_signals()
     about = {
@@ -332,7 +334,7 @@ def summarise(
 
 
 def main(composed: DictConfig) -> int:
-    """`train.py`: runs a composed configuration in the folder that Hydra made for it. Returns the exit code."""
+    """`twoview train`: runs a composed configuration in the folder that Hydra made for it. Returns the exit code."""
     run_dir = output_dir()
     try:
         config = plain(composed)
@@ -364,7 +366,7 @@ def _say_goodbye(summary: dict[str, Any], run_dir: Path) -> None:
         knn = summary["knn"]
         score = f"kNN {knn['final']:.2%}, " if knn and knn["final"] is not None else ""
         log.info("done in %s: %sloss %.3f", summary["training_time"], score, summary["loss"])
-        log.info("next:  python scripts/linear_probe.py ckpt=%s", run_dir / "last.ckpt")
+        log.info("next:  %s", spelled("probe", f"ckpt={run_dir / 'last.ckpt'}"))
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -124,7 +124,7 @@ def parting_words(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
 
 
 def doctor_command(composed: DictConfig) -> int:
-    """`scripts/doctor.py`."""
+    """`twoview doctor`."""
     config = plain(composed)
     schema.check_keys(config, {"run": str | None, "out": str | None, "debug": bool})
     if not config["run"]:

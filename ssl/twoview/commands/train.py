@@ -1,0 +1,9 @@
+"""`twoview train`."""
+
+from omegaconf import DictConfig
+
+
+def train_command(composed: DictConfig) -> int:
+    from twoview.train.pretrain import main
+
+    return main(composed)
