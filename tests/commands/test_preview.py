@@ -130,7 +130,7 @@ def test_other_numbers_give_other_pictures(images: SampleSet) -> None:
 def test_a_strength_is_that_of_the_command_line(strength: float, compose: Compose) -> None:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        composed = hydra.compose("preview_augment", overrides=["augment=simclr_imagenet"])
+        composed = hydra.compose("preview", overrides=["augment=simclr_imagenet"])
     expected = compose("augment=simclr_imagenet", f"augment.strength={strength}")["augment"]
     assert preview.at_strength(composed, strength) == expected
     assert expected["ops"]["jitter"]["strength"] == strength
