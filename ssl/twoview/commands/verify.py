@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Moment = Literal["random", "write", "knn"]
 
 CLOCK = {"images_per_second", "seconds", "waiting"}  # columns of metrics.csv that no two runs share
-PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
+PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "random", "epoch", "global_step")
 OWN = {"steps": int, "kills": list[Moment], "out": str | None}
 TRIES = 3  # a moment may be over before it is seen
 

@@ -133,6 +133,7 @@ class TwoViewDataModule(pl.LightningDataModule):
             batch_size=None,  # the sampler yields whole batches
             num_workers=workers,
             pin_memory=workers > 0 and device.type == "cuda",
+            generator=torch.Generator(),  # else every epoch would draw from the one that dropout draws from
         )
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

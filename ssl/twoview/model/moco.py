@@ -164,7 +164,7 @@ class MoCo(ContrastiveModule):
         if self.fresh_queue:
             for name in ("queue", "queue_index", "queue_count"):
                 state[name] = getattr(self, name)
-        elif len(state["queue"]) != len(self.queue):
+        elif "queue" in state and len(state["queue"]) != len(self.queue):
             raise UserError(
                 f"the checkpoint's queue holds {len(state['queue']):,} keys, and model.queue_size={len(self.queue)}; "
                 "leave the size as it was, or start with an empty queue: model=moco model.fresh_queue=true"

@@ -64,11 +64,14 @@ class Recipe:
         fused: bool = True,
         roles: Sequence[Role] = (),
         half: torch.dtype | None = None,
-    ) -> tuple[Optimizer, LambdaLR]:
+    ) -> tuple[Optimizer, "Schedule"]:
         """The optimizer of `module`'s trainable parameters and its schedule over `steps` optimizer steps in `epochs`
         epochs. `fused`: the update of all weights in one kernel, where torch has that for the optimizer. `roles`: those
         of them that are optimized otherwise; the rest comes first among the optimizer's groups. `half`: the dtype of
         products in a run of mixed precision, for optimizers that multiply matrices.
+
+        Both go on from a stored state with the rates, decay and other options of the recipe, not with those of the run
+        that stored it.
         """
         if self.warmup_epochs > epochs:
             raise UserError(f"optimizer.warmup_epochs={self.warmup_epochs} is longer than the run's epochs={epochs}")
@@ -89,7 +92,8 @@ class Recipe:
         except (ValueError, TypeError, IndexError) as error:  # torch's
             values = ", ".join(f"{key}={value}" for key, value in getattr(self.optimizer, "keywords", {}).items())
             raise UserError(f"optimizer.optimizer takes other values than {values}: {error}") from error
-        return optimizer, LambdaLR(optimizer, factors)
+        optimizer.register_load_state_dict_pre_hook(_as_configured)
+        return optimizer, Schedule(optimizer, factors)
 
     def _groups(self, role: Role) -> list[dict[str, Any]]:
         """The role's parameters as groups of the optimizer, by what decays."""
@@ -104,6 +108,47 @@ class Recipe:
                 exempt | ({"adapt": False} if _function(self.optimizer) is LARS else {}),
             ]
         return [group for group in groups if group["params"]]
+
+
+class Schedule(LambdaLR):
+    """Factors of the base rates at each step. Of a stored state it takes the number of steps alone."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_epoch = state_dict["last_epoch"]
+        self._step_count = state_dict["_step_count"]
+        self._last_lr = [base * f(self.last_epoch) for base, f in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
+
+
+def _as_configured(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Of a stored state what the parameters went through (momentum, moments); groups and their options as they are now.
+    UserError where that is not what this optimizer remembers.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    stored = [number for group in state_dict["param_groups"] for number in group["params"]]
+    if stored != [number for group in groups for number in group["params"]]:
+        raise UserError(
+            f"the checkpoint holds the optimizer's state of {len(stored)} parameters, and "
+            f"{sum(len(group['params']) for group in groups)} are trained now: start a new run"
+        )
+    found = next((set(state) for state in state_dict["state"].values() if state), set())
+    missing = _remembered(optimizer) - found
+    if found and missing:
+        raise UserError(
+            f"{type(optimizer).__name__} with these options needs {', '.join(sorted(missing))} of every parameter, and "
+            f"the checkpoint holds {', '.join(sorted(found))}: another optimizer can only begin with a new run"
+        )
+    return state_dict | {"param_groups": groups}
+
+
+def _remembered(optimizer: Optimizer) -> set[str]:
+    """The names of what it keeps of each parameter, by a step of a small one."""
+    weight = nn.Parameter(torch.zeros(2, 2))
+    weight.grad = torch.zeros(2, 2)
+    trial = type(optimizer)([optimizer.param_groups[0] | {"params": [weight]}])
+    trial.step()
+    return set(trial.state[weight])
 
 
 def _factor(step: int, schedule: Callable[[int], float], role: Role) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from twoview.cli.entry import plain
@@ -28,6 +29,37 @@ def source(resume: str | None, run_dir: Path) -> tuple[Path | None, dict[str, An
     path, checkpoint = read_newest(run_dir if resume == "auto" else resume)
     log.info("going on from step %s, %s", checkpoint.get("global_step"), path)
     return path, checkpoint
+
+
+def refuse_other_steps(checkpoint: Mapping[str, Any], path: Path, steps_per_epoch: int, epochs: int) -> None:
+    """UserError where a run cannot be gone on with at any step: an epoch has another number of them, or there are fewer
+    epochs than it has made. Schedules, the order of samples and the curves all count in steps.
+    """
+    before = checkpoint["twoview"].get("steps_per_epoch")
+    if before != steps_per_epoch:
+        raise UserError(
+            f"{path} has {before} steps an epoch, and this start would make {steps_per_epoch} (batch_size, the number "
+            "of training samples, loader.drop_last and loader.max_batches decide): there is no step at which one could "
+            "go on with the other. Give back what the run had, or start a new one"
+        )
+    made = checkpoint["global_step"] / steps_per_epoch
+    if made > epochs:
+        raise UserError(f"{path} has made {made:g} epochs already: epochs={epochs} is less")
+
+
+def refuse_misfit(checkpoint: dict[str, Any], path: Path, model: pl.LightningModule) -> None:
+    """UserError where the stored weights are not those of a model like this one."""
+    stored = checkpoint | {"state_dict": dict(checkpoint["state_dict"])}
+    model.on_load_checkpoint(stored)  # what the method itself takes in another shape, or refuses
+    now = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    before = {name: tuple(value.shape) for name, value in stored["state_dict"].items()}
+    for name in [*now, *(name for name in before if name not in now)]:
+        if now.get(name) != before.get(name):
+            there, here = (str(shapes.get(name, "missing")) for shapes in (before, now))
+            raise UserError(
+                f"the weights in {path} do not fit the model as it is configured now: {name} is {there} there and "
+                f"{here} here. A run goes on with its own model and encoder only"
+            )
 
 
 def resumed(composed: DictConfig, words: list[str]) -> tuple[dict[str, Any], Path]:

@@ -126,6 +126,7 @@ class Checkpoints(pl.Callback):
         self.identity: dict[str, str] = {}  # set by the run
         self.max_seconds: float | None = None
         self.stop_reason: str | None = None
+        self._random: list[dict[str, torch.Tensor]] = []  # of each process, where a run is gone on with
         self._previous: dict[int, Any] = {}
         self._requeue: Any = None  # Lightning's handler, under SLURM
 
@@ -140,6 +141,11 @@ class Checkpoints(pl.Callback):
         # Again: Lightning has put a handler in front of ours that broadcasts at any moment, out of turn with what the
         # processes are telling each other, and all of them would wait for ever.
         self.take_signals()
+        rank = trainer.global_rank
+        if rank < len(self._random):
+            set_random_state(self._random[rank], pl_module.device)
+        elif rank:  # the first goes on with the numbers that drew the weights
+            torch.manual_seed(self.config["seed"] + (rank << 32))
         if SLURMEnvironment.detect() and threading.current_thread() is threading.main_thread():
             requeue = signal.signal(signal.SIGUSR1, self._on_signal)
             self._requeue = requeue if callable(requeue) else None
@@ -218,13 +224,45 @@ class Checkpoints(pl.Callback):
                     "it stays"
                 )
         about = {"format": FORMAT, "config": self.config, "normalization": self.normalization}
-        checkpoint["twoview"] = about | {"image_shape": self.image_shape, "identity": self.identity}
+        about |= {"image_shape": self.image_shape, "identity": self.identity}
+        checkpoint["twoview"] = about | {"steps_per_epoch": int(trainer.num_training_batches)}
+        checkpoint["random"] = _of_all(trainer, random_state(pl_module.device))
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if checkpoint["twoview"]["config"]["seed"] == self.config["seed"]:
+            self._random = checkpoint["random"]
 
     def release_signals(self) -> None:
         """Gives the signals back, for after the fit: Lightning, at its end, sets the handlers again that it found."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Where torch's generators stand, of the CPU and of the device: dropout and drop-path draw from them."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = getattr(torch, device.type).get_rng_state()
+    return states
+
+
+def set_random_state(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """States of other kinds of devices are left alone."""
+    torch.set_rng_state(states["cpu"])
+    if device.type != "cpu" and device.type in states:
+        getattr(torch, device.type).set_rng_state(states[device.type])
+
+
+def _of_all(trainer: pl.Trainer, value: Any) -> list[Any]:
+    """The values of all processes, by their ranks."""
+    if trainer.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 @contextmanager

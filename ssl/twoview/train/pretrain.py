@@ -30,7 +30,7 @@ from twoview.run.atomic import write_text
 from twoview.run.checkpoint import save_encoder
 from twoview.run.identity import Identity, code_digest, config_hash, data_digest, follow
 from twoview.run.provenance import commit, machine, versions
-from twoview.run.resume import STARTS, resumed, source
+from twoview.run.resume import STARTS, refuse_misfit, refuse_other_steps, resumed, source
 from twoview.run.saving import FORMAT, Checkpoints, Interrupted, held
 from twoview.watch.bar import ProgressBar
 from twoview.watch.doctor import parting_words
@@ -136,6 +136,8 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     identity = Identity(config_hash(config), data_digest(train), code_digest(), str(trainer.precision))
     if checkpoint is not None and path is not None:
         identity = follow(identity, config, checkpoint, path, bool(config.get("allow_changes")))
+        refuse_misfit(checkpoint, path, model)
+        refuse_other_steps(checkpoint, path, data.batches_per_epoch, config["epochs"])
     checkpoints.identity = identity.stored()
     if trainer.is_global_zero:
         _write_config(stored, checkpoints.identity, run_dir, _began(run_dir) if path else None)
