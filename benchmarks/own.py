@@ -13,10 +13,11 @@ from torch import Tensor
 from twoview.cli import schema
 from twoview.cli.configs import CONFIGS
 from twoview.cli.entry import plain
-from twoview.model.compiled import Compiler
+from twoview.model.base import Begin
 from twoview.parallel.precision import half_of
 from twoview.run.saving import Checkpoints, Interrupted
 from twoview.train import pretrain
+from twoview.train.compiled import Compiler
 
 IMAGES = 50_000  # of an epoch of CIFAR-10
 
@@ -38,10 +39,10 @@ def model_and_optimizer(config: dict[str, Any], device: str, chosen: str) -> tup
     if config["channels_last"]:
         encoder = encoder.to(memory_format=torch.channels_last)
     model = schema.build(config["model"], encoder=encoder, optimizer=schema.build(config["optimizer"])).to(device)
-    model.global_batch_size = config["batch_size"]
     steps = IMAGES // config["batch_size"] * config["epochs"]
-    model.through = Compiler(config["compile"])
-    model.through.decide(torch.device(device), steps, world_size=1)
+    through = Compiler(config["compile"])
+    through.decide(torch.device(device), steps, world_size=1)
+    model.begin(Begin(config["batch_size"], steps, config["epochs"], even_shares=True, metered=True, through=through))
     optimizer, _ = model.recipe.build(model, config["batch_size"], steps, config["epochs"], half=half_of(chosen))
     return model.train(), optimizer
 

@@ -49,12 +49,14 @@ def own_step(bare: bool, config: dict[str, Any], chosen: str, device: str) -> Ca
     import torch
     from peers import nt_xent
 
+    from twoview.data.batches import Batch
     from twoview.train.trainer import keep_memory
 
     keep_memory()  # as in a run, whose trainer also lets cuDNN try out which convolutions are fastest
     torch.backends.cudnn.benchmark = device == "cuda"
     views = own.views(config, device)
-    batch = (views, torch.arange(config["batch_size"], device=device), None)
+    index = torch.arange(config["batch_size"], device=device)
+    batch = Batch(views, index, index)
     model, optimizer = own.model_and_optimizer(config, device, chosen)
 
     def loss() -> Any:

@@ -15,7 +15,7 @@ from twoview.ablate.study import AddOne, Compose, Curve, Grid, LeaveOneOut, valu
 from twoview.cli import schema
 from twoview.cli.configs import options
 from twoview.errors import UserError
-from twoview.model.base import ContrastiveModule
+from twoview.model.base import Method
 from twoview.train import pretrain
 
 Compose_ = Callable[..., dict[str, Any]]
@@ -163,13 +163,13 @@ def test_arms_of_one_seed_share_weights_order_and_the_numbers_of_their_common_op
     compose: Compose_, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders: list[list[int]] = []
-    step = ContrastiveModule.training_step
+    step = Method.training_step
 
     def recorded(self: Any, batch: Any, *args: Any) -> Any:
-        orders[-1] += batch[1].tolist()
+        orders[-1] += batch.index.tolist()
         return step(self, batch, *args)
 
-    monkeypatch.setattr(ContrastiveModule, "training_step", recorded)
+    monkeypatch.setattr(Method, "training_step", recorded)
     words = [*tiny, "knn=null", "quality=null", "epochs=1", "optimizer.lr_per_256=1e-12"]
     starts = []
     for name, arm in {"a": ["augment.strength=0"], "b": ["~augment.ops.flip", "augment.strength=1"]}.items():

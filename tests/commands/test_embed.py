@@ -243,7 +243,7 @@ def test_features_that_are_not_finite_are_named_by_their_image(finished: Path, s
         (["ckpt={run}", "split=validation"], r"split='validation' is not one of train, test, both"),
         (["ckpt={run}", "features=y"], r"features='y' is not one of h, z"),
         (["ckpt={run}/encoder.safetensors", "features=z"], r"holds the encoder alone; give the run's last\.ckpt"),
-        (["ckpt={run}", "encoder_of=key"], r"holds no key encoder"),
+        (["ckpt={run}", "encoder_of=teacher"], r"holds no teacher"),
         (["ckpt={run}", "batch_size=0"], r"batch_size must be at least 1"),
         (["ckpt={run}", "batch_size=many"], r"batch_size='many'"),
         (["ckpt={run}", "device=gpu"], r"device='gpu' is not one of auto, cpu, cuda"),

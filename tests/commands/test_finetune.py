@@ -282,7 +282,7 @@ def test_data_that_cannot_be_learned_are_named(finished: Path, tmp_path: Path, c
         (["ckpt={run}", "seed=-1"], r"seed=-1 must lie in"),
         (["ckpt={run}", "precision=int8"], r"precision='int8' is not one of auto, float32"),
         (["ckpt={run}", "device=gpu"], r"device='gpu' is not one of auto, cpu, cuda"),
-        (["ckpt={run}", "encoder_of=key"], r"holds no key encoder"),
+        (["ckpt={run}", "encoder_of=teacher"], r"holds no teacher"),
         (["ckpt={run}", "out=no/such/folder/x.json"], r"cannot write no/such/folder/x\.json: No such file"),
         (["ckpt={run}", "data=cifar11"], r"cifar11.*cifar10"),
         (["ckpt={run}", "invented=1"], r"has no key 'invented'"),

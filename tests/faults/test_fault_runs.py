@@ -74,7 +74,7 @@ def views(value: float) -> Callable[[Any, Any], None]:
 
 
 def queue(value: float) -> Callable[[Any, Any], None]:
-    return lambda trainer, model: model.queue.fill_(value)
+    return lambda trainer, model: model.queue.rows.fill_(value)
 
 
 MOCO = ("model=moco", "model.queue_size=16", "model.split_batch_norm=2")

@@ -11,7 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from twoview.model.base import ContrastiveModule
+from twoview.data.batches import Batch
+from twoview.model.base import Begin, Method
+from twoview.model.byol import BYOL
 from twoview.model.moco import MoCo
 from twoview.model.mocov3 import MoCoV3
 from twoview.model.part.head import Projector
@@ -42,7 +44,7 @@ def head(out_dim: int = 4, **options: Any) -> Callable[..., Projector]:
 
 
 RECIPE = Recipe(torch.optim.SGD, lr_per_256=0.1)
-METHODS: dict[str, Callable[[], ContrastiveModule]] = {
+METHODS: dict[str, Callable[[], Method]] = {
     "simclr": lambda: SimCLR(Flat(norm=False), RECIPE, head(), temperature=0.5),
     "simclr, batch statistics": lambda: SimCLR(Flat(norm=True), RECIPE, head(), temperature=0.5),
     "simclr, in blocks": lambda: SimCLR(Flat(norm=True), RECIPE, head(), temperature=0.5, chunk=3),
@@ -50,17 +52,18 @@ METHODS: dict[str, Callable[[], ContrastiveModule]] = {
     "moco, symmetric, masked": lambda: MoCo(
         Flat(norm=True), RECIPE, head(), queue_size=37, split_batch_norm=1, symmetric=True, mask_same_image=True
     ),
+    "byol": lambda: BYOL(Flat(norm=True), RECIPE, head(norm="batch"), head(norm="batch")),
     "mocov3": lambda: MoCoV3(Flat(norm=True), RECIPE, head(norm="batch_all"), head(norm="batch")),
 }
-EVEN: dict[str, Callable[[], ContrastiveModule]] = {  # groups of statistics need even shares
+EVEN: dict[str, Callable[[], Method]] = {  # groups of statistics need even shares
     "moco, split batch norm": lambda: MoCo(Flat(norm=True), RECIPE, head(), queue_size=37, split_batch_norm=4),
 }
 
 
-def make(name: str) -> ContrastiveModule:
+def make(name: str) -> Method:
     torch.manual_seed(0)
     model = (METHODS | EVEN)[name]().double()
-    model.even_shares = name in EVEN
+    model.begin(Begin(BATCH, STEPS, 1, devices.world_size(), even_shares=name in EVEN))
     return model
 
 
@@ -81,22 +84,19 @@ def fit(name: str, mixed: bool = False) -> dict[str, Any]:
     model, losses = make(name), []
     if devices.world_size() > 1:
         global_batch_norm(model, torch.device("cpu"))
-        if isinstance(model, MoCo):
-            model.trainer = type("Trainer", (), {"world_size": devices.world_size()})()  # type: ignore[assignment]
-            MoCo.setup(model, "fit")
-            model._trainer = None
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-    for batch in batches(model.even_shares):
+    for batch in batches(name in EVEN):
         v1, v2, index, share = (x.tensor_split(devices.world_size())[devices.rank()] for x in batch)
-        loss, accuracy = model.contrast(v1, v2, index, *([share] if mixed else []))
+        loss, numbers, _ = model.step(Batch((v1, v2), index, index, share if mixed else None))
         optimizer.zero_grad()
         loss.backward()
         for parameter in model.parameters():
             if devices.world_size() > 1 and parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= devices.world_size()
-        losses.append(torch.stack([loss.detach(), accuracy]))
+        losses.append(torch.stack([loss.detach(), *numbers.values()]))
         optimizer.step()
+        model.after_step()
     return {"losses": torch.stack(losses), "state": model.state_dict()}
 
 
@@ -109,7 +109,7 @@ def one_device(rank: int, world: int, names: list[tuple[str, bool]], folder: str
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_losses_weights_and_queues_are_those_of_one_device(world: int, tmp_path: Path) -> None:
-    names = [(name, mixed) for name in METHODS | EVEN for mixed in (False, True)]
+    names = [(name, mixed) for name in METHODS | EVEN for mixed in (False, True) if make(name).reads_share or not mixed]
     mp.spawn(one_device, args=(world, names, str(tmp_path)), nprocs=world)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
     for name in names:
@@ -127,7 +127,7 @@ def test_losses_change_over_the_steps_and_the_queue_goes_round() -> None:
     for name in METHODS | EVEN:
         losses = fit(name)["losses"][:, 0]
         assert losses.diff().abs().min() > 1e-6, name
-    assert fit("moco")["state"]["queue_count"] == 15 * BATCH + 5 * LAST > 3 * 37
+    assert fit("moco")["state"]["queue.count"] == 15 * BATCH + 5 * LAST > 3 * 37
 
 
 class Groups(nn.Module):

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
+from twoview.data.batches import Batch
 from twoview.errors import UserError
+from twoview.losses import Contrast
+from twoview.model.base import Begin, Method
 from twoview.model.part.head import Projector
 from twoview.model.simclr import SimCLR
 from twoview.optim.recipe import Recipe
@@ -37,6 +40,12 @@ def two_views(n: int = 6) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(0)
     v1 = torch.randn(n, 3, 4, 4, generator=g)
     return v1, v1 + 0.5 * torch.randn(n, 3, 4, 4, generator=g)
+
+
+def contrast(model: Method, v1: Tensor, v2: Tensor, index: Tensor, share: Tensor | None = None) -> Contrast:
+    """Loss and accuracy of a step."""
+    loss, numbers, _ = model.step(Batch((v1, v2), index, torch.full_like(index, -1), share))
+    return Contrast(loss, numbers["accuracy"])
 
 
 # Projector
@@ -117,14 +126,14 @@ def by_hand(model: SimCLR, v1: Tensor, v2: Tensor) -> tuple[float, float]:
 def test_contrast_equals_the_computation_by_hand(head: dict[str, object], temperature: float) -> None:
     model, (v1, v2) = simclr(temperature, **head).train(), two_views()
     expected = by_hand(copy.deepcopy(model), v1, v2)
-    loss, accuracy = model.contrast(v1, v2, torch.arange(6))
+    loss, accuracy = contrast(model, v1, v2, torch.arange(6))
     assert loss.item() == pytest.approx(expected[0], abs=1e-5)
     assert accuracy.item() == pytest.approx(expected[1])
 
 
 def test_both_views_share_the_statistics_of_the_batch() -> None:
     model, (v1, v2) = simclr().train(), two_views()
-    model.contrast(v1, v2, torch.arange(6))
+    contrast(model, v1, v2, torch.arange(6))
     norm = model.encoder.net[2]
     assert norm.num_batches_tracked == 1
     mean = model.encoder.net[1](torch.cat([v1, v2]).flatten(1)).mean(dim=0)
@@ -133,52 +142,50 @@ def test_both_views_share_the_statistics_of_the_batch() -> None:
 
 def test_views_are_exchangeable() -> None:
     model, (v1, v2) = simclr().train(), two_views()
-    a, b = model.contrast(v1, v2, torch.arange(6)), model.contrast(v2, v1, torch.arange(6))
+    a, b = contrast(model, v1, v2, torch.arange(6)), contrast(model, v2, v1, torch.arange(6))
     torch.testing.assert_close(a.loss, b.loss)
 
 
 def test_labels_and_numbers_are_not_read() -> None:
     model, (v1, v2) = simclr().train(), two_views()
-    out = model.training_step(((v1, v2), torch.arange(6), torch.arange(6)), 0)
-    other = model.training_step(((v1, v2), torch.full((6,), -1), None), 0)  # type: ignore[arg-type]
+    out = model.training_step(Batch((v1, v2), torch.arange(6), torch.arange(6)), 0)
+    other = model.training_step(([v1, v2], torch.full((6,), -1), None), 0)  # as a plain loader gives it
     assert out["loss"].item() == other["loss"].item()
-    assert set(out) == {"loss", "accuracy", "chance"}
+    assert set(out) == {"loss", "numbers", "chance"}
+    assert set(out["numbers"]) == {"accuracy"}
     assert out["loss"].requires_grad
-    assert not out["accuracy"].requires_grad
+    assert not out["numbers"]["accuracy"].requires_grad
 
 
 def test_a_tiny_batch_is_overfitted() -> None:
     model, (v1, v2) = simclr(0.2).train(), two_views(8)
-    model.global_batch_size = 8
     optimizer = model.recipe.build(model, 8, steps=30, epochs=1)[0]
     losses = []
     for _ in range(30):
-        loss, accuracy = model.contrast(v1, v2, torch.arange(8))
+        loss, accuracy = contrast(model, v1, v2, torch.arange(8))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0] < model.chance_loss
+    assert losses[-1] < 0.5 * losses[0] < math.log(15)
     assert accuracy == 1
 
 
 def test_gradients_reach_encoder_and_projector() -> None:
     model, (v1, v2) = simclr().train(), two_views()
-    model.contrast(v1, v2, torch.arange(6)).loss.backward()
+    contrast(model, v1, v2, torch.arange(6)).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert any(p.grad.any() for p in model.encoder.parameters())  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("batch_size", [2, 256, 512])
 def test_chance_level(batch_size: int) -> None:
-    model = simclr()
-    model.global_batch_size = batch_size
-    assert model.candidates() == 2 * batch_size - 1
-    assert model.chance_loss == pytest.approx(math.log(2 * batch_size - 1))
-    z = torch.ones(batch_size, 3, 4, 4)  # equal samples cannot be told apart
-    assert model.eval().contrast(z, z, torch.arange(batch_size)).loss.item() == pytest.approx(
-        model.chance_loss, abs=1e-4
-    )
+    model, z = simclr().eval(), torch.ones(batch_size, 3, 4, 4)  # equal samples cannot be told apart
+    loss, _, chance = model.step(Batch((z, z), torch.arange(batch_size), torch.arange(batch_size)))
+    assert chance.item() == pytest.approx(math.log(2 * batch_size - 1))
+    assert loss.item() == pytest.approx(chance.item(), abs=1e-4)
+    model.begin(Begin(batch_size, steps=1, epochs=1))
+    assert model.outlook() == f"loss at chance level {math.log(2 * batch_size - 1):.3f}"
 
 
 def test_the_projector_is_built_for_the_encoder() -> None:

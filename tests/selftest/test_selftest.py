@@ -17,6 +17,7 @@ from torch import Tensor
 
 from twoview.augment.views import TwoViews
 from twoview.commands import selftest as start
+from twoview.data.batches import Batch
 from twoview.errors import UserError
 from twoview.losses import contrastive as losses
 from twoview.model.moco import MoCo
@@ -78,7 +79,7 @@ def test_what_is_compared_changes_and_the_queue_goes_round() -> None:
         found = many.train(name, 2, CPU)
         assert found["losses"].diff().abs().min() > 1e-4, name
     queue = many.train("MoCo", 2, CPU)
-    assert queue["queue_count"] > 3 * len(queue["queue"])
+    assert queue["queue.count"] > 3 * len(queue["queue.rows"])
 
 
 def test_half_precision_is_near_but_not_equal() -> None:
@@ -106,8 +107,8 @@ GATHER = devices.gather
 @pytest.mark.parametrize(
     ("fault", "found"),
     [
-        (only_own_rows, {"SimCLR", "MoCo", "MoCo v3", "queue"}),
-        (without_the_other_devices_gradients, {"SimCLR", "MoCo", "MoCo v3"}),
+        (only_own_rows, {"SimCLR", "MoCo", "MoCo v3", "BYOL", "queue"}),
+        (without_the_other_devices_gradients, {"SimCLR", "MoCo", "MoCo v3", "BYOL"}),
     ],
 )
 def test_a_broken_exchange_is_found(fault: Any, found: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,13 +126,13 @@ def test_an_error_in_a_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_own_key_among_the_negatives_is_found(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = MoCo.contrast
+    right = MoCo.step
 
-    def enqueues_first(self: MoCo, v1: Tensor, v2: Tensor, index: Tensor) -> Any:
-        self.enqueue(self.keys(v2, index), index)
-        return right(self, v1, v2, index)
+    def enqueues_first(self: MoCo, batch: Batch) -> Any:
+        self.queue.add(self.keys(batch.views[1], batch.index), batch.index)
+        return right(self, batch)
 
-    monkeypatch.setattr(MoCo, "contrast", enqueues_first)
+    monkeypatch.setattr(MoCo, "step", enqueues_first)
     ended = command("devices=cpu", "world=1", name="selftest")
     assert ended.code == 1
     assert "1 failed" in ended.out

@@ -44,7 +44,7 @@ def test_the_lines_before_the_first_step_say_when_the_queue_is_full(tiny: list[s
 
 def test_the_query_encoder_is_judged_and_the_key_encoder_by_name(moco_run: Path) -> None:
     state = read_checkpoint(moco_run)["state_dict"]
-    for name, prefix in (("query", "encoder."), ("key", "key_encoder.")):
+    for name, prefix in (("query", "encoder."), ("key", "teacher."), ("teacher", "teacher.")):
         for key, value in load_encoder(moco_run, encoder_of=name).encoder.state_dict().items():
             assert value.equal(state[prefix + key])
     x = torch.rand(4, 3, 16, 16)
@@ -65,16 +65,16 @@ def test_scripts_take_the_encoder_by_name(moco_run: Path, tmp_path: Path, comman
     assert digests["query"] != digests["key"]
 
 
-def test_a_key_encoder_that_is_not_there(moco_run: Path, finished: Path, command: Command) -> None:
+def test_a_teacher_that_is_not_there(moco_run: Path, finished: Path, command: Command) -> None:
     for path in (finished, moco_run / "encoder.safetensors"):
-        ended = command(f"ckpt={path}", "encoder_of=key", name="knn")
-        assert "holds no key encoder" in ended.error
+        for word in ("key", "teacher"):
+            assert "holds no teacher" in command(f"ckpt={path}", f"encoder_of={word}", name="knn").error
     assert (
-        "encoder_of='other' is not one of query, key"
+        "encoder_of='other' is not one of student, teacher, query, key"
         in command(f"ckpt={finished}", "encoder_of=other", name="knn").error
     )
-    with pytest.raises(UserError, match="must be query or key"):
-        load_encoder(finished, encoder_of="other")
+    with pytest.raises(UserError, match="must be one of student, teacher, query, key"):
+        load_encoder(finished, encoder_of="other")  # type: ignore[arg-type]
 
 
 def test_a_queue_of_another_size_is_refused_with_the_way_out(moco_run: Path, tmp_path: Path, command: Command) -> None:
@@ -86,11 +86,11 @@ def test_a_queue_of_another_size_is_refused_with_the_way_out(moco_run: Path, tmp
     ended = command(*changed, "model.fresh_queue=true")
     assert ended.code == 0, ended.err
     state = read_checkpoint(folder)["state_dict"]
-    assert state["queue"].shape == (50, 128)
-    assert state["queue_count"] == 4 * 64  # of the third epoch alone
+    assert state["queue.rows"].shape == (50, 128)
+    assert state["queue.count"] == 4 * 64  # of the third epoch alone
     ended = command(f"resume={folder}", "epochs=4", "allow_changes=true")  # the wish was for one start
     assert ended.code == 0, ended.err
-    assert read_checkpoint(folder)["state_dict"]["queue_count"] == 2 * 4 * 64
+    assert read_checkpoint(folder)["state_dict"]["queue.count"] == 2 * 4 * 64
 
 
 @pytest.mark.parametrize(

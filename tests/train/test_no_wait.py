@@ -18,9 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
 from twoview.augment.image.photometric import ColorJitter, Grayscale
 from twoview.augment.views import TwoViews
+from twoview.data.batches import Batch
 from twoview.encoder.small import Small
-from twoview.model import moco, mocov3
-from twoview.model.base import ContrastiveModule
+from twoview.model import byol, moco, mocov3
+from twoview.model.base import Method
+from twoview.model.byol import BYOL
 from twoview.model.moco import MoCo
 from twoview.model.mocov3 import MoCoV3
 from twoview.model.part.head import Projector
@@ -43,7 +45,7 @@ class SetSyncDebugMode(pl.Callback):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("model", ["simclr", "moco", "mocov3"])
+@pytest.mark.parametrize("model", ["simclr", "moco", "mocov3", "byol"])
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw", "muon"])
 def test_no_step_of_a_run_waits(
     model: str, optimizer: str, compose: Compose, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -71,21 +73,23 @@ def on_a_gpu_of_paper() -> Iterator[None]:
         yield
 
 
-def built(method: type[ContrastiveModule], optimizer: Callable[..., Any]) -> ContrastiveModule:
-    options: dict[str, Any] = {"predictor": HEAD} if method is MoCoV3 else {}
+def built(method: type[Method], optimizer: Callable[..., Any]) -> Method:
+    options: dict[str, Any] = {"predictor": HEAD} if method in (MoCoV3, BYOL) else {}
     return method(Small([4, 4, 8, 8]), Recipe(optimizer, 0.1), projector=HEAD, **options)  # type: ignore[call-arg]
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
-@pytest.mark.parametrize(("method", "optimizer"), [(SimCLR, LARS), (SimCLR, Muon), (MoCo, Muon), (MoCoV3, LARS)])
+@pytest.mark.parametrize(
+    ("method", "optimizer"), [(SimCLR, LARS), (SimCLR, Muon), (MoCo, Muon), (MoCoV3, LARS), (BYOL, LARS)]
+)
 def test_no_step_asks_for_a_number(
-    method: type[ContrastiveModule], optimizer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    method: type[Method], optimizer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def another(network: nn.Module) -> nn.Module:  # tensors without content cannot be copied as networks are
         fresh = Small([4, 4, 8, 8]) if isinstance(network, Small) else HEAD(in_dim=20)
         return fresh.requires_grad_(False)
 
-    for module in (moco, mocov3):
+    for module in (byol, moco, mocov3):
         monkeypatch.setattr(module, "frozen_copy", another)
     ops = {
         "crop": RandomResizedCrop(),
@@ -96,17 +100,17 @@ def test_no_step_asks_for_a_number(
     with on_a_gpu_of_paper():
         views = TwoViews(ops, (0.5,) * 3, (0.2,) * 3, compile=False)
         model = built(method, optimizer)
-        model.global_batch_size = 16
         stepper = model.recipe.build(model, 16, steps=10, epochs=1)[0]
         images, index = torch.zeros(64, 3, 16, 16, dtype=torch.uint8), torch.arange(16)
         views(images[index], index, epoch=0)  # looks at the first batch, once
         with NoTransfers():
             for _ in range(2):
-                batch = views(images[index], index, epoch=0), index, index
+                batch = Batch(views(images[index], index, epoch=0)[:2], index, index)
                 model.training_step(batch, 0)
                 for weight in model.parameters():  # the way back needs a real device, and is torch's own
                     weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
                 stepper.step()
+                model.after_step()
         with pytest.raises(DataDependentOutputException):
             images.sum().item()
         with pytest.raises(AssertionError, match="between"), NoTransfers():

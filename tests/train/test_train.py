@@ -30,7 +30,7 @@ from twoview.errors import UserError
 from twoview.model.simclr import SimCLR
 from twoview.run.saving import Checkpoints, Interrupted
 from twoview.train import pretrain
-from twoview.watch.meter import COLUMNS, Meter
+from twoview.watch.meter import QUALITIES, Meter
 
 ROOT = Path(__file__).parents[2]
 FILES = {"last.ckpt", "last-1.ckpt", "config.yaml", "identity.json", "metrics.csv", "summary.json"}
@@ -69,7 +69,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert rows(a) == rows(b)
     assert not differences(load_file(a / "encoder.safetensors"), load_file(b / "encoder.safetensors"))
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (a, b))
-    for key in ("status", "epochs", "steps", "loss", "contrastive_accuracy", "knn"):
+    for key in ("status", "epochs", "steps", "loss", "chance_loss", "numbers", "knn"):
         assert ours[key] == theirs[key], key
 
 
@@ -114,7 +114,9 @@ def test_metrics_have_a_row_per_reading_and_per_epoch(finished: Path) -> None:
     with (finished / "metrics.csv").open(newline="") as file:
         reader = csv.DictReader(file)
         table = list(reader)
-    assert tuple(reader.fieldnames or ()) == COLUMNS
+    told = ["step", "epoch", "loss", "chance_loss", "accuracy", "lr", "images_per_second", "seconds", "waiting"]
+    measured = [f"{space}_{name}" for space in "hz" for name in QUALITIES]
+    assert reader.fieldnames == [*told, "knn", *measured]  # in the order in which they came up
     readings = [row for row in table if row["loss"]]
     assert [(row["step"], row["epoch"]) for row in readings] == [("3", "1"), ("4", "1"), ("6", "2"), ("8", "2")]
     assert [(row["step"], row["epoch"]) for row in table if row["knn"]] == [("4", "1"), ("8", "2")]
@@ -231,10 +233,11 @@ def test_an_interrupted_run_ends_as_the_straight_one(
         ["model=moco", "model.queue_size=100", "model.momentum_end=1.0", "model.mask_same_image=true"],
         ["model=moco", "model.queue_size=100", "model.symmetric=true", "trainer.precision=bf16-mixed"],
         ["model=mocov3", "model.predictor.hidden_dim=16"],
+        ["model=byol", "model.predictor.hidden_dim=16"],
     ],
-    ids=["moco", "moco, symmetric, bf16", "mocov3"],
+    ids=["moco", "moco, symmetric, bf16", "mocov3", "byol"],
 )
-def test_queue_and_key_encoder_survive_an_interruption(
+def test_queue_and_teacher_survive_an_interruption(
     compose: Compose, tiny: list[str], tmp_path: Path, interrupt: Callable[..., None], words: list[str]
 ) -> None:
     config = compose(*tiny, *words)
@@ -245,8 +248,8 @@ def test_queue_and_key_encoder_survive_an_interruption(
     pretrain.run(config | {"resume": str(tmp_path / "resumed")}, tmp_path / "resumed")
     assert_same_run(tmp_path / "straight", tmp_path / "resumed")
     names = read(tmp_path / "resumed")["state_dict"].keys()
-    assert any(name.startswith("key_encoder.") for name in names)
-    assert ("queue" in names) == (words[0] == "model=moco")
+    assert any(name.startswith("teacher.") for name in names)
+    assert ("queue.rows" in names) == (words[0] == "model=moco")
 
 
 def test_a_run_may_be_interrupted_again_and_again(

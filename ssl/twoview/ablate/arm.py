@@ -135,7 +135,7 @@ def _run(config: dict[str, Any], judge: Judge, folder: Path) -> dict[str, Any]:
         "pretext": {
             "loss": summary["loss"],
             "chance_loss": summary["chance_loss"],
-            "accuracy": summary["contrastive_accuracy"],
+            **summary["numbers"],
         },
         **found,
         "cost": {
@@ -157,7 +157,9 @@ def judged(config: Mapping[str, Any], judge: Judge, folder: Path) -> dict[str, A
         return _judged(config, judge, encoder, projector)
 
 
-def _judged(config: Mapping[str, Any], judge: Judge, encoder: Frozen, projector: torch.nn.Module) -> dict[str, Any]:
+def _judged(
+    config: Mapping[str, Any], judge: Judge, encoder: Frozen, projector: torch.nn.Module | None
+) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     load = schema.build(config["data"])
     train, test = load(split="train"), load(split="test")
@@ -184,7 +186,7 @@ def _judged(config: Mapping[str, Any], judge: Judge, encoder: Frozen, projector:
         "factors": {},
     }
     if judge.profile:
-        projector.to(device)
+        projector = projector and projector.to(device)
         seen = test.subset(torch.arange(min(judge.profile, len(test))))
         found["invariance"] = invariance.profile(encoder, projector, seen.fetch(torch.arange(len(seen))))
         half = min(judge.profile, len(test) // 2)
@@ -196,7 +198,7 @@ def _judged(config: Mapping[str, Any], judge: Judge, encoder: Frozen, projector:
 
 @torch.no_grad()
 def _pairs(
-    config: Mapping[str, Any], train: SampleSet, index: Tensor, encoder: Frozen, projector: torch.nn.Module
+    config: Mapping[str, Any], train: SampleSet, index: Tensor, encoder: Frozen, projector: torch.nn.Module | None
 ) -> dict[str, Any]:
     """Quality of h and z on positives of the arm's own policy: what the pretext task made of them."""
     views = schema.build(config["augment"] | {"mix": None}, mean=train.mean, std=train.std, seed=config["seed"])
@@ -205,18 +207,22 @@ def _pairs(
         for i, view in enumerate(views(train.fetch(part), part, epoch=10**6)):  # an epoch that no run has seen
             h[i].append(encoder.encoder(view))
     h1, h2 = (torch.cat(parts) for parts in h)  # (N, D) each
-    return {"h": quality(h1, h2), "z": quality(projector(h1), projector(h2))}
+    found = {"h": quality(h1, h2)}
+    return found if projector is None else found | {"z": quality(projector(h1), projector(h2))}
 
 
-def _factors(bank: Tensor, labelled: SampleSet, queries: Tensor, test: SampleSet, g: torch.nn.Module) -> dict[str, Any]:
-    """How well every recorded factor can be read from h and from z."""
+def _factors(
+    bank: Tensor, labelled: SampleSet, queries: Tensor, test: SampleSet, g: torch.nn.Module | None
+) -> dict[str, Any]:
+    """How well every recorded factor can be read from h, and from z if there is a head."""
     if not labelled.factors:
         return {}
     with torch.no_grad():
-        spaces = {"h": (bank, queries), "z": (g(bank), g(queries))}
+        spaces = {"h": (bank, queries)} | ({} if g is None else {"z": (g(bank), g(queries))})
     by_space = {space: invariance.factors(x, labelled.factors, y, test.factors) for space, (x, y) in spaces.items()}
     return {
-        name: {"h": found["value"], "z": by_space["z"][name]["value"], "chance": found["chance"], "kind": found["kind"]}
+        name: {space: values[name]["value"] for space, values in by_space.items()}
+        | {"chance": found["chance"], "kind": found["kind"]}
         for name, found in by_space["h"].items()
     }
 

@@ -23,7 +23,7 @@ from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
 from twoview.evaluate.subject import check, checkpoint_file, device_of, fetch, origin
 from twoview.run.atomic import replacing
-from twoview.run.checkpoint import instantiate_own, load_encoder, load_projector
+from twoview.run.checkpoint import EncoderOf, instantiate_own, load_encoder, load_projector
 from twoview.watch.bar import tracked
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ KEYS = {
     "out": str | None,
     "split": Literal["train", "test", "both"],
     "features": Literal["h", "z"],
-    "encoder_of": Literal["query", "key"],
+    "encoder_of": EncoderOf,
     "batch_size": int,
     "device": Literal["auto", "cpu", "cuda"],
     "force": bool,
@@ -79,9 +79,12 @@ def _network(encoder: Frozen, config: dict[str, Any]) -> nn.Module:
         return encoder
     if str(config["ckpt"]).endswith(".safetensors"):
         raise UserError(f"features=z: {config['ckpt']} holds the encoder alone; give the run's last.ckpt")
-    if config["encoder_of"] == "key":
-        raise UserError("features=z are those of the query's head: use encoder_of=query")
-    return nn.Sequential(encoder, load_projector(config["ckpt"])).eval()
+    if config["encoder_of"] in ("teacher", "key"):
+        raise UserError("features=z are those of the student's head: use encoder_of=student")
+    projector = load_projector(config["ckpt"])
+    if projector is None:
+        raise UserError("features=z: the method of this run has no head behind h; use features=h")
+    return nn.Sequential(encoder, projector).eval()
 
 
 def _sets(config: dict[str, Any], encoder: Frozen) -> dict[str, SampleSet]:

@@ -223,7 +223,8 @@ def _untrained_projector(own: Subject, fresh: Frozen) -> Any:
         return None
     recipe = instantiate_own(run["optimizer"], "optimizer")
     model = instantiate_own(run["model"], "model", encoder=fresh.encoder, optimizer=recipe)
-    return model.projector.requires_grad_(False).eval()
+    projector = next(iter(model.heads().values()), None)
+    return projector and projector.requires_grad_(False).eval()
 
 
 def _folder(config: dict[str, Any], own: Subject) -> Path:

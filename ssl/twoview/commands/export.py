@@ -20,7 +20,7 @@ from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.subject import check, checkpoint_file, origin
 from twoview.run.atomic import replacing
-from twoview.run.checkpoint import load_encoder, save_encoder
+from twoview.run.checkpoint import EncoderOf, load_encoder, save_encoder
 from twoview.run.saving import FORMAT
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ TOLERANCE = 1e-4  # of the largest absolute value of h: float32 in another order
 KEYS = {
     "ckpt": str | None,
     "format": Literal["torchvision", "safetensors", "onnx", "torchscript", "pt2"],
-    "encoder_of": Literal["query", "key"],
+    "encoder_of": EncoderOf,
     "num_classes": int | None,
     "size": int | None,
     "out": str | None,
@@ -216,7 +216,7 @@ def _shape(size: int | None, encoder: Frozen) -> tuple[int, int, int]:
 
 def _default(config: dict[str, Any], encoder: Frozen) -> Path:
     stem = architecture(encoder)[0] if config["format"] == "torchvision" else "encoder"
-    key = "_key" if config["encoder_of"] == "key" else ""
+    key = "_teacher" if config["encoder_of"] in ("teacher", "key") else ""
     return checkpoint_file(config["ckpt"]).with_name(f"{stem}{key}.{SUFFIXES[config['format']]}")
 
 

@@ -34,6 +34,7 @@ from twoview.optim.recipe import warmup_cosine
 from twoview.parallel.precision import best_precision, half_of
 from twoview.rng import Draw, permutation
 from twoview.run.atomic import replacing
+from twoview.run.checkpoint import EncoderOf
 from twoview.run.provenance import machine
 from twoview.watch.bar import tracked
 
@@ -43,7 +44,7 @@ MOST_EPOCHS = 100_000  # every step of a run is listed beforehand
 
 KEYS = {
     "ckpt": str | None,
-    "encoder_of": Literal["query", "key"],
+    "encoder_of": EncoderOf,
     "label_fraction": float,
     "baseline": bool,
     "epochs": int | None,

@@ -1,4 +1,4 @@
-"""From a `SampleSet` to batches of two views.
+"""From a `SampleSet` to batches of views.
 
 The order of samples is a function of (seed, epoch), and rank r of W takes its share of each *global* batch, so a
 global batch holds the same samples for every W. The epoch and the batches that are still to come follow from the
@@ -7,7 +7,7 @@ number of steps made: a run that resumes in the middle of an epoch goes on with 
 
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -18,7 +18,22 @@ from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.rng import permutation
 
-Batch = tuple[Tensor, Tensor, Tensor]
+
+class Batch(NamedTuple):
+    """Views of B samples, as a method takes them.
+
+    `views`: one tensor (B, ...) for each view, the global ones first; sizes may differ. `index` (B,): sample numbers in
+    the training set. `label` (B,): -1 where there is none. `share` (B,): of its own sample in each row of the first
+    view, where that holds mixtures of neighbours (`augment.mix`); else None.
+    """
+
+    views: tuple[Tensor, ...]
+    index: Tensor  # type: ignore[assignment]
+    label: Tensor
+    share: Tensor | None = None
+
+
+Fetched = tuple[Tensor, Tensor, Tensor]  # samples, index and label
 
 
 class Views(Protocol):
@@ -37,8 +52,8 @@ MOST_WORKERS = 512  # beyond, a system runs out of processes or files before it 
 
 
 class TwoViewDataModule(pl.LightningDataModule):
-    """Yields `(images uint8 (B, C, H, W), index (B,), label (B,))` and makes `((v1, v2), index, label)` of them on
-    the training device.
+    """Yields `(images uint8 (B, C, H, W), index (B,), label (B,))` and makes a `Batch` of views of them on the
+    training device.
 
     `batch_size` is that of the global batch, over all devices. `drop_last` leaves out an incomplete last batch. Sets
     in memory move to the training device as a whole; others are decoded by `num_workers` processes. `max_batches`
@@ -101,7 +116,7 @@ class TwoViewDataModule(pl.LightningDataModule):
             sizes.add(len(self.train) % self.batch_size)
         return {len(part) for n in sizes for part in torch.arange(n).tensor_split(world_size)}
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Fetched]:
         assert self.trainer is not None
         if self.batch_size % self.trainer.world_size:
             raise UserError(
@@ -136,14 +151,15 @@ class TwoViewDataModule(pl.LightningDataModule):
             generator=torch.Generator(),  # else every epoch would draw from the one that dropout draws from
         )
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: Fetched, dataloader_idx: int) -> Fetched:
         self.arrived = time.monotonic()
         return batch
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    def on_after_batch_transfer(self, batch: Fetched, dataloader_idx: int) -> Batch:
         assert self.trainer is not None
         images, index, label = batch
-        return self.views(images, index, self.trainer.current_epoch), index, label
+        v1, v2, *share = self.views(images, index, self.trainer.current_epoch)
+        return Batch((v1, v2), index, label, *share)
 
 
 class GlobalBatches(Sampler[Tensor]):
@@ -170,7 +186,7 @@ class GlobalBatches(Sampler[Tensor]):
             yield batch.tensor_split(trainer.world_size)[trainer.global_rank]
 
 
-class _Fetch(Dataset[Batch]):
+class _Fetch(Dataset[Fetched]):
     """Batches of a sample set by sample number."""
 
     def __init__(self, samples: SampleSet) -> None:
@@ -180,6 +196,6 @@ class _Fetch(Dataset[Batch]):
         )  # one for all: nothing is copied
         self.labels = samples.labels if samples.labels is not None else torch.full((len(samples),), -1, device=device)
 
-    def __getitem__(self, index: Tensor) -> Batch:
+    def __getitem__(self, index: Tensor) -> Fetched:
         index = index.to(self.labels.device)
         return self.samples.fetch(index), index, self.labels[index]

@@ -21,14 +21,14 @@ from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
 from twoview.evaluate.features import extract
 from twoview.rng import permutation
-from twoview.run.checkpoint import build_encoder, instantiate_own, load_encoder
+from twoview.run.checkpoint import EncoderOf, build_encoder, instantiate_own, load_encoder
 from twoview.run.provenance import commit, versions
 
 log = logging.getLogger(__name__)
 
 KEYS = {
     "ckpt": str | None,
-    "encoder_of": Literal["query", "key"],
+    "encoder_of": EncoderOf,
     "baseline": bool,
     "device": Literal["auto", "cpu", "cuda"],
     "out": str | None,

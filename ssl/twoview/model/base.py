@@ -1,49 +1,142 @@
-"""What every contrastive method shares: an encoder, an optimizer recipe, and a training step from two views to a
-loss.
-"""
+"""What every method shares: an encoder, an optimizer recipe, and a training step from views to a loss."""
 
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from twoview.data.batches import Batch
 from twoview.errors import UserError
-from twoview.losses.contrastive import Contrast
-from twoview.model.compiled import Compiler
+from twoview.model.part.momentum import refuse_low_precision
 from twoview.optim.recipe import Recipe
+from twoview.optim.role import Role
 from twoview.parallel import devices
 from twoview.parallel.precision import half_of
 
 
-class ContrastiveModule(pl.LightningModule):
-    """Base of the methods. A method overrides `contrast` and `candidates`, and names its parts in its constructor.
+class Outcome(NamedTuple):
+    """What a step found. All are scalars on the training device.
 
-    A batch is `((v1, v2), index, label)`: two views (B, ...) of the same B samples, their sample numbers (B,) and
-    labels, which no method reads. Where the first views are mixtures of neighbours (`augment.mix`), it is
-    `((v1, v2, share), index, label)`, with the share (B,) of its own sample in each.
+    `loss` is what is minimised. `numbers` are logged beside it, under their names, the same ones in every step.
+    `chance` is the loss of a network that cannot tell candidates apart, at present; None for losses without such a
+    value.
     """
+
+    loss: Tensor
+    numbers: dict[str, Tensor]
+    chance: Tensor | None = None
+
+
+def plain_pass(network: nn.Module, views: Tensor) -> Tensor:
+    """`network(views)`."""
+    return network(views)
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What a method is told of its run before the first step.
+
+    `global_batch_size`: samples of a batch over all devices. `shares`: how many of them a device may get; empty if that
+    is not known. `even_shares`: whether all devices have as many, in every batch (if not, each `gather` has to ask).
+    `view_shapes`: the shape of each view of a sample; empty if not known before the first batch. `mixed`: first views
+    are mixtures of neighbours. `labelled`: all samples have labels. `metered`: somebody logs what `training_step`
+    returns; if not, the method does. `through(network, views)`: the pass through an encoder while training, which may
+    be by compiled code.
+    """
+
+    global_batch_size: int
+    steps: int
+    epochs: int
+    world_size: int = 1
+    shares: frozenset[int] = frozenset()
+    even_shares: bool = False
+    view_shapes: tuple[tuple[int, ...], ...] = ()
+    mixed: bool = False
+    labelled: bool = True
+    metered: bool = False
+    through: Callable[[nn.Module, Tensor], Tensor] = plain_pass
+
+
+class Method(pl.LightningModule):
+    """Base of the methods. A method overrides `step`, and names its parts in its constructor.
+
+    `views_needed`: how many views it takes, at least and at most (None: any number). `reads_labels`: it is supervised.
+    `reads_share`: it knows what to do with mixtures (`Batch.share`). `teacher` is the slow copy of the encoder, in
+    methods that have one.
+
+    `begin` tells a method of its run. Fitted by a Lightning trainer without that, it takes steps, epochs and batch size
+    from the trainer and its data loader, and logs its numbers itself.
+    """
+
+    views_needed: ClassVar[tuple[int, int | None]] = (2, 2)
+    reads_labels: ClassVar[bool] = False
+    reads_share: ClassVar[bool] = False
+    teacher: nn.Module | None
 
     def __init__(self, encoder: nn.Module, optimizer: Recipe) -> None:
         super().__init__()
         self.encoder = encoder
         self.recipe = optimizer
-        self.global_batch_size = 0  # set by the run: the learning rate depends on it
-        self.mixed = False  # set by the run: whether first views are mixtures
-        self.through = Compiler()  # set by the run: passes through encoders while training, `through(network, views)`
-        self.even_shares = True  # set by the run: whether all devices have as many samples, in every batch
+        self.teacher = None
+        self._run: Begin | None = None
 
-    def contrast(self, v1: Tensor, v2: Tensor, index: Tensor, share: Tensor | None = None) -> Contrast:
-        """The loss of two views and the accuracy of the contrastive task."""
+    # What a method overrides
+
+    def step(self, batch: Batch) -> Outcome:
+        """The loss of a batch, and what is to be logged beside it."""
         raise NotImplementedError
 
-    def candidates(self) -> int | Tensor:
-        """Among how many candidates each row looks for its positive at present, the positive included."""
-        raise NotImplementedError
+    def after_step(self) -> None:
+        """Called when the optimizer has changed the weights: a teacher may follow here."""
 
-    def check_share(self, rows: int, world_size: int) -> None:
-        """Raises UserError if a device cannot have `rows` samples of a batch. Called before the first step."""
+    def heads(self) -> dict[str, nn.Module]:
+        """The modules behind h by the names of their attributes, in the order in which they are passed. The first turns
+        h (B, D) into z (B, P). Methods without a head give none.
+        """
+        return {}
+
+    def roles(self) -> Sequence[Role]:
+        """Parameters that are optimized otherwise than the recipe says."""
+        return ()
+
+    def begin(self, run: Begin) -> None:
+        """Takes what there is to know of the run, once, before the first step. UserError for what does not fit."""
+        if run.view_shapes:
+            self._check_views(len(run.view_shapes))
+        if run.mixed and not self.reads_share:
+            raise UserError(f"{type(self).__name__} has no use for mixtures of images; set augment.mix=null")
+        if self.reads_labels and not run.labelled:
+            raise UserError(f"{type(self).__name__} learns from labels, and not every training sample has one")
+        self._run = run
+
+    def outlook(self) -> str:
+        """What the loss is to be compared with, for the lines before the first step; may be empty."""
+        return ""
+
+    # What a method may use
+
+    @property
+    def run(self) -> Begin:
+        if self._run is None:
+            raise UserError(
+                f"{type(self).__name__} knows nothing of its run yet: fit it by a Lightning trainer, or call "
+                "begin(Begin(global_batch_size=..., steps=..., epochs=...)) first"
+            )
+        return self._run
+
+    @property
+    def progress(self) -> float:
+        """The share of the run's steps that are made; 0 outside of a trainer."""
+        return 0.0 if self._trainer is None else self.global_step / max(1, self.run.steps)
+
+    def through(self, network: nn.Module, views: Tensor) -> Tensor:
+        """`network(views)`: (B, ...) -> (B, D), by compiled code where the run has that."""
+        return (plain_pass if self._run is None else self._run.through)(network, views)
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of the global batch (B, ...), in its order, from those of each device (B / W, ...), with gradients.
@@ -53,52 +146,80 @@ class ContrastiveModule(pl.LightningModule):
         """
         if devices.world_size() == 1:
             return rows
-        if self.even_shares:
+        if self._run is not None and self._run.even_shares:
             return devices.gather(rows, len(rows) * devices.world_size())
         n = torch.tensor(len(rows), device=rows.device)
         dist.all_reduce(n)
         return devices.gather(rows, int(n))
 
-    def chance(self) -> Tensor:
-        """The loss at present of a network that cannot tell candidates apart, in nats: a scalar on the device."""
-        candidates = self.candidates()
-        if not isinstance(candidates, Tensor):
-            candidates = torch.full((), candidates, device=self.device)
-        return candidates.float().log()
+    # What Lightning calls
 
-    @property
-    def chance_loss(self) -> float:
-        """`chance` as a number."""
-        return float(self.chance())
+    def training_step(self, batch: Batch | Sequence[Any], batch_idx: int) -> dict[str, Any]:
+        """`step`. What a plain loader makes of samples `((v1, v2), index, label)` is taken for a `Batch`."""
+        batch = batch if isinstance(batch, Batch) else Batch(tuple(batch[0]), *batch[1:])
+        self._check_views(len(batch.views))
+        outcome = self.step(batch)
+        if self._trainer is not None and not self.run.metered:
+            chance = {} if outcome.chance is None else {"chance_loss": outcome.chance}
+            logged = {"loss": outcome.loss, **chance, **outcome.numbers}
+            self.log_dict(logged, prog_bar=True, batch_size=len(batch.index))
+        return outcome._asdict()  # read by `twoview.watch.meter`
 
-    def outlook(self) -> str:
-        """What the loss is to be compared with, for the lines before the first step."""
-        return f"loss at chance level {self.chance_loss:.3f}"
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.after_step()
 
-    @property
-    def progress(self) -> float:
-        """The share of the run's steps that are made; 0 outside of a run."""
-        trainer = self._trainer
-        return 0.0 if trainer is None else trainer.global_step / max(1, trainer.estimated_stepping_batches)
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for role in self.roles():
+            if self.current_epoch < role.frozen_epochs:
+                for parameter in role.parameters:
+                    parameter.grad = None
 
-    def training_step(self, batch: tuple[tuple[Tensor, ...], Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        views, index, _ = batch
-        chance = self.chance()
-        loss, accuracy = self.contrast(views[0], views[1], index, *views[2:])
-        return {"loss": loss, "accuracy": accuracy, "chance": chance}  # read by the monitors, see `twoview.watch.meter`
-
-    def on_train_start(self) -> None:
-        self.through.decide(self.device, int(self.trainer.estimated_stepping_batches), self.trainer.world_size)
+    def on_fit_start(self) -> None:
+        if self.teacher is not None:
+            refuse_low_precision(self)
 
     def configure_optimizers(self) -> Any:
-        steps = int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs or 1
+        if self._run is None:
+            self.begin(self._of_the_trainer())
+        run = self.run
         # A fused update takes the scale of float16 gradients away by itself, too late to clip them. Lightning then
         # refuses to clip, under autocast without such a scale as well.
         fused = not (str(self.trainer.precision).endswith("mixed") and self.trainer.gradient_clip_val)
         half = half_of(str(self.trainer.precision))
-        optimizer, schedule = self.recipe.build(self, self.global_batch_size, steps, epochs, fused, half=half)
+        optimizer, schedule = self.recipe.build(
+            self, run.global_batch_size, run.steps, run.epochs, fused, half=half, roles=self.roles()
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _of_the_trainer(self) -> Begin:
+        """The run of a trainer that was not told of by `begin`. UserError for what it does not say."""
+        trainer, name = self.trainer, type(self).__name__
+        if trainer.accumulate_grad_batches != 1:
+            raise UserError(
+                f"accumulate_grad_batches={trainer.accumulate_grad_batches}: {name} compares the samples of a whole "
+                "batch, and its loss is not the mean over parts of it; use 1"
+            )
+        steps = trainer.estimated_stepping_batches
+        if not 0 < steps < math.inf:
+            raise UserError(
+                f"the learning rate of {name} falls until the last step, and this trainer has none: give it "
+                "max_epochs=... or max_steps=..."
+            )
+        size = getattr(trainer.train_dataloader, "batch_size", None)
+        if not isinstance(size, int):
+            raise UserError(
+                f"the learning rate of {name} depends on the batch size, which this data loader does not tell: call "
+                "begin(Begin(global_batch_size=..., steps=..., epochs=...)) before fit"
+            )
+        epochs = max(1, math.ceil(steps / max(1, trainer.num_training_batches)))
+        return Begin(size * trainer.world_size, int(steps), epochs, trainer.world_size)
+
+    def _check_views(self, given: int) -> None:
+        least, most = self.views_needed
+        if given < least or (most is not None and given > most):
+            wanted = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+            raise UserError(f"{type(self).__name__} takes {wanted} views of a sample, not {given} (augment.views)")
 
 
 def check_chunk(chunk: int | None) -> int | None:

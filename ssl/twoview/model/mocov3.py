@@ -10,23 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from twoview.data.batches import Batch
 from twoview.errors import UserError
-from twoview.losses.contrastive import Contrast, info_nce_contrast
-from twoview.model.base import ContrastiveModule, check_chunk
+from twoview.losses import info_nce_contrast
+from twoview.model.base import Method, Outcome, check_chunk
 from twoview.model.part.head import Projector
-from twoview.model.part.momentum import check_momentum, follow, frozen_copy, momentum_at, refuse_low_precision
+from twoview.model.part.momentum import Momentum, follow, frozen_copy
 from twoview.optim.recipe import Recipe
 
 
-class MoCoV3(ContrastiveModule):
+class MoCoV3(Method):
     """Encoder, projector and predictor, whose queries look for the keys of a copy of encoder and projector that
-    follows with `momentum`.
+    follows with `momentum` (the `teacher`).
 
     The loss is the sum over both directions, times 2 `temperature` (the paper's algorithm 1): its chance level is 4 t
     log B. `momentum_end` is the momentum at the end of the run, reached by half a cosine; `None` keeps it constant.
     `projector` and `predictor` make heads from the width of what they get: callables with the argument `in_dim`.
     `chunk`: rows of the similarity matrix held at once, `None` all.
     """
+
+    reads_share = True
+    teacher: nn.Module
 
     def __init__(
         self,
@@ -42,7 +46,6 @@ class MoCoV3(ContrastiveModule):
         super().__init__(encoder, optimizer)
         if not 0 < temperature < math.inf:
             raise UserError(f"model.temperature must be positive, not {temperature}")
-        check_momentum(momentum, momentum_end)
         self.projector = projector(in_dim=encoder.dim)
         self.predictor = predictor(in_dim=self.projector.out_dim)
         if self.predictor.out_dim != self.projector.out_dim:
@@ -50,16 +53,16 @@ class MoCoV3(ContrastiveModule):
                 f"model.predictor.out_dim={self.predictor.out_dim} and model.projector.out_dim="
                 f"{self.projector.out_dim} must be equal: queries are compared with keys"
             )
-        self.key_encoder, self.key_projector = frozen_copy(self.encoder), frozen_copy(self.projector)
+        self.teacher, self.teacher_projector = frozen_copy(self.encoder), frozen_copy(self.projector)
         self.temperature = temperature
-        self.momentum, self.momentum_end = momentum, momentum_end
+        self.momentum = Momentum(momentum, momentum_end)
         self.chunk = check_chunk(chunk)
 
-    def contrast(self, v1: Tensor, v2: Tensor, index: Tensor, share: Tensor | None = None) -> Contrast:
-        momentum = momentum_at(self.progress, self.momentum, self.momentum_end)
-        follow(self.key_encoder, self.encoder, momentum)  # first the step, then the keys
-        follow(self.key_projector, self.projector, momentum)
-        share = None if share is None else self.gather(share)  # (B,)
+    def step(self, batch: Batch) -> Outcome:
+        momentum = self.momentum.at(self.progress)
+        follow(self.teacher, self.encoder, momentum)  # before the keys of this step, as in the authors' code
+        follow(self.teacher_projector, self.projector, momentum)
+        share = None if batch.share is None else self.gather(batch.share)  # (B,)
         halves = []
 
         def own(rows: slice) -> Tensor:
@@ -69,6 +72,7 @@ class MoCoV3(ContrastiveModule):
                 number = number // 2
             return number[rows, None] == number  # (rows, B)
 
+        v1, v2 = batch.views
         for view, other in ((v1, v2), (v2, v1)):
             query = self.gather(self.predictor(self.projector(self.through(self.encoder, view))))  # (B, P)
             key = self.keys(other)  # (B, P)
@@ -76,19 +80,20 @@ class MoCoV3(ContrastiveModule):
                 info_nce_contrast(query, key, key, self.temperature, excluded=own, share=share, chunk=self.chunk)
             )
         loss = 2 * self.temperature * (halves[0].loss + halves[1].loss)
-        return Contrast(loss, (halves[0].accuracy + halves[1].accuracy) / 2)
+        accuracy = (halves[0].accuracy + halves[1].accuracy) / 2
+        return Outcome(loss, {"accuracy": accuracy}, loss.new_full((), self._chance(len(query))))
 
     @torch.no_grad()
     def keys(self, view: Tensor) -> Tensor:
         """Keys of the global batch (B, P), of length 1."""
-        z = self.key_projector(self.through(self.key_encoder, view))
+        z = self.teacher_projector(self.through(self.teacher, view))
         return self.gather(F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1))
 
-    def candidates(self) -> int:
-        return self.global_batch_size
+    def heads(self) -> dict[str, nn.Module]:
+        return {"projector": self.projector, "predictor": self.predictor}
 
-    def chance(self) -> Tensor:
-        return 4 * self.temperature * super().chance()
+    def outlook(self) -> str:
+        return f"loss at chance level {self._chance(self.run.global_batch_size):.3f}"
 
-    def on_fit_start(self) -> None:
-        refuse_low_precision(self)
+    def _chance(self, candidates: int) -> float:
+        return 4 * self.temperature * math.log(candidates)

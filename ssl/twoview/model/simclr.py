@@ -9,20 +9,23 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from twoview.data.batches import Batch
 from twoview.errors import UserError
-from twoview.losses.contrastive import Contrast, nt_xent_contrast
-from twoview.model.base import ContrastiveModule, check_chunk
+from twoview.losses import nt_xent_contrast
+from twoview.model.base import Method, Outcome, check_chunk
 from twoview.optim.recipe import Recipe
 
 
-class SimCLR(ContrastiveModule):
+class SimCLR(Method):
     """Encoder f, projector g and NT-Xent at `temperature`.
 
     `projector` makes the head from the width of h: a callable with the argument `in_dim`. `chunk`: rows of the
     similarity matrix held at once, `None` all 2B.
     """
+
+    reads_share = True
 
     def __init__(
         self,
@@ -39,12 +42,16 @@ class SimCLR(ContrastiveModule):
         self.temperature = temperature
         self.chunk = check_chunk(chunk)
 
-    def contrast(self, v1: Tensor, v2: Tensor, index: Tensor, share: Tensor | None = None) -> Contrast:
-        h = self.through(self.encoder, torch.cat([v1, v2]))  # (2B, D) both views share the batch statistics
+    def step(self, batch: Batch) -> Outcome:
+        h = self.through(self.encoder, torch.cat(batch.views))  # (2B, D) both views share the batch statistics
         z = self.projector(h)  # (2B, P)
         z1, z2 = (self.gather(view) for view in z.chunk(2))  # (B, P) each
-        share = None if share is None else self.gather(share)  # (B,)
-        return nt_xent_contrast(z1, z2, self.temperature, share=share, chunk=self.chunk)
+        share = None if batch.share is None else self.gather(batch.share)  # (B,)
+        loss, accuracy = nt_xent_contrast(z1, z2, self.temperature, share=share, chunk=self.chunk)
+        return Outcome(loss, {"accuracy": accuracy}, loss.new_full((), math.log(2 * len(z1) - 1)))
 
-    def candidates(self) -> int:
-        return 2 * self.global_batch_size - 1
+    def heads(self) -> dict[str, nn.Module]:
+        return {"projector": self.projector}
+
+    def outlook(self) -> str:
+        return f"loss at chance level {math.log(2 * self.run.global_batch_size - 1):.3f}"

@@ -13,7 +13,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 import pytorch_lightning as pl
@@ -39,6 +39,10 @@ BUILDS = (
     *("twoview.augment.", "twoview.data.", "twoview.encoder.", "twoview.model.", "twoview.optim.recipe."),
     "twoview.train.trainer.make_trainer",
 )  # and monitors, which are callbacks of the trainer
+
+
+EncoderOf = Literal["student", "teacher", "query", "key"]  # the latter two are MoCo's words for the former
+ENCODERS = {"student": "encoder.", "teacher": "teacher.", "query": "encoder.", "key": "teacher."}  # in checkpoints
 
 
 class Damaged(UserError):  # noqa: N818
@@ -116,18 +120,18 @@ def _check_about(about: Mapping[str, Any], path: Path) -> None:
         raise UserError(f"{path} is damaged: its normalisation has the mean {mean} and the deviation {std}")
 
 
-def load_encoder(path: str | Path, encoder_of: str = "query") -> Frozen:
+def load_encoder(path: str | Path, encoder_of: EncoderOf = "student") -> Frozen:
     """The frozen encoder of a run, in eval mode: images (B, C, H, W) in [0, 1] -> h (B, D).
 
     `path` is a checkpoint, a run folder or an `encoder.safetensors`. The network is rebuilt from the file alone;
     every weight must be there and nothing else. The attribute `encoder` is the plain network, `config` the
-    configuration of the run, `identity` who it is (`twoview.run.identity`). `encoder_of="key"` gives the key encoder of
-    MoCo instead of the one that is trained.
+    configuration of the run, `identity` who it is (`twoview.run.identity`). `encoder_of="teacher"` gives the slow copy
+    that BYOL and MoCo keep instead of the encoder that is trained; MoCo's words `key` and `query` mean the same.
     """
-    if encoder_of not in ("query", "key"):
-        raise UserError(f"encoder_of must be query or key, not {encoder_of}")
+    if encoder_of not in ENCODERS:
+        raise UserError(f"encoder_of must be one of {', '.join(ENCODERS)}, not {encoder_of}")
     path = Path(path).expanduser()
-    prefix = "encoder." if encoder_of == "query" else "key_encoder."
+    prefix = ENCODERS[encoder_of]
     if path.suffix == ".safetensors":
         weights, about = _read_safetensors(path)
     else:
@@ -138,8 +142,11 @@ def load_encoder(path: str | Path, encoder_of: str = "query") -> Frozen:
             for name, value in checkpoint["state_dict"].items()
             if name.startswith(prefix)
         }
-    if encoder_of == "key" and (path.suffix == ".safetensors" or not weights):
-        raise UserError(f"{path} holds no key encoder: only checkpoints of MoCo have one; use encoder_of=query")
+    if prefix == "teacher." and (path.suffix == ".safetensors" or not weights):
+        raise UserError(
+            f"{path} holds no teacher: only checkpoints of methods with a slow copy of the encoder (BYOL, MoCo) have "
+            "one; use encoder_of=student"
+        )
     encoder = build_encoder(about["config"])
     try:
         encoder.load_state_dict(weights, strict=True)
@@ -156,26 +163,29 @@ def load_encoder(path: str | Path, encoder_of: str = "query") -> Frozen:
     return frozen.requires_grad_(False).eval()
 
 
-def load_projector(path: str | Path) -> nn.Module:
-    """The frozen projection head g of a run, in eval mode: h (B, D) -> z (B, P), not normalised.
+def load_projector(path: str | Path) -> nn.Module | None:
+    """The frozen projection head g of a run, in eval mode: h (B, D) -> z (B, P), not normalised; None for a method
+    without heads.
 
-    `path` is a checkpoint or a run folder. Of MoCo it is the query's head.
+    `path` is a checkpoint or a run folder. Of a method with a teacher it is the student's head.
     """
     checkpoint = read_checkpoint(path)
     config = checkpoint["twoview"]["config"]
     encoder = build_encoder(config)
     recipe = instantiate_own(config.get("optimizer"), "optimizer")
     model = instantiate_own(config.get("model"), "model", encoder=encoder, optimizer=recipe)
+    name, projector = next(iter(model.heads().items()), ("", None))
+    if projector is None:
+        return None
     weights = {
-        name.removeprefix("projector."): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith("projector.")
+        key.removeprefix(f"{name}."): value
+        for key, value in checkpoint["state_dict"].items()
+        if key.startswith(f"{name}.")
     }
     try:
-        model.projector.load_state_dict(weights, strict=True)
+        projector.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise UserError(f"the weights in {path} do not fit the head of its configuration: {_first(error)}") from error
-    projector: nn.Module = model.projector
     return projector.requires_grad_(False).eval()
 
 

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from twoview.model.base import ContrastiveModule
+from twoview.data.batches import Batch
+from twoview.model.base import Begin, Method
+from twoview.model.byol import BYOL
 from twoview.model.moco import MoCo
 from twoview.model.mocov3 import MoCoV3
 from twoview.model.part.head import Projector
@@ -47,7 +49,7 @@ class _Tiny(nn.Sequential):
         super().__init__(nn.Conv2d(3, 4, kernel_size=4, stride=4), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten())
 
 
-METHODS: dict[str, Callable[[int], ContrastiveModule]] = {
+METHODS: dict[str, Callable[[int], Method]] = {
     "SimCLR": lambda world: SimCLR(_Tiny(), RECIPE, make_head()),
     "MoCo": lambda world: make_moco(
         _Tiny(), make_head(), queue_size=20 * world + 1, symmetric=True, split_batch_norm=1
@@ -55,6 +57,7 @@ METHODS: dict[str, Callable[[int], ContrastiveModule]] = {
     "MoCo v3": lambda world: MoCoV3(
         _Tiny(), RECIPE, make_head(norm="batch_all"), make_head(norm="batch"), momentum=0.9
     ),
+    "BYOL": lambda world: BYOL(_Tiny(), RECIPE, make_head(norm="batch"), make_head(norm="batch"), momentum=0.9),
     "MoCo, split batch norm": lambda world: make_moco(
         _Tiny(), make_head(), queue_size=20 * world + 1, split_batch_norm=2 * world
     ),
@@ -62,48 +65,46 @@ METHODS: dict[str, Callable[[int], ContrastiveModule]] = {
 EVEN = "MoCo, split batch norm"  # groups of statistics need equal shares
 
 
-class _Run:
-    """What a method asks of its trainer."""
-
-    global_step, estimated_stepping_batches = 0, 1
-
-    def __init__(self, world: int) -> None:
-        self.world_size = world
-
-
-def batches(world: int, steps: int, even: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Global batches of two views and sample numbers, the same on every device. Every fourth one is a last one: W
-    devices cannot share it evenly.
+def batches(world: int, steps: int, even: bool) -> Iterator[Batch]:
+    """Global batches of two views, the same on every device. Every fourth one is a last one: W devices cannot share it
+    evenly.
     """
     generator = torch.Generator().manual_seed(1)
     for step in range(steps):
         n = SHARE * world - int(step % 4 == 3 and not even)
         v1, v2 = torch.rand(2, n, 3, 8, 8, generator=generator)
-        yield v1, v2, torch.randperm(4 * n, generator=generator)[:n]
+        yield Batch((v1, v2), torch.randperm(4 * n, generator=generator)[:n], torch.full((n,), -1))
+
+
+def part_of(batch: Batch, device: torch.device) -> Batch:
+    """This device's share of a global batch."""
+
+    def own(rows: Tensor) -> Tensor:
+        return rows.tensor_split(devices.world_size())[devices.rank()].to(device)
+
+    return Batch(tuple(map(own, batch.views)), own(batch.index), own(batch.label))
 
 
 def train(name: str, world: int, device: torch.device) -> dict[str, Tensor]:
     """Losses, weights and buffers after some steps of this process among all that there are."""
     torch.manual_seed(0)
     model = METHODS[name](world).to(device)
-    model.even_shares = name == EVEN
-    run = _Run(devices.world_size())
-    model.trainer = cast(Any, run)  # a weak reference
-    model.setup("fit")
+    steps = ROUNDS if name == "MoCo" else STEPS
+    model.begin(Begin(SHARE * world, steps, epochs=1, world_size=devices.world_size(), even_shares=name == EVEN))
     if devices.world_size() > 1:
         global_batch_norm(model, device)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=0.1)
     losses = []
-    for batch in batches(world, ROUNDS if name == "MoCo" else STEPS, even=name == EVEN):
-        own = (part.tensor_split(devices.world_size())[devices.rank()].to(device) for part in batch)
-        loss = model.contrast(*own).loss
+    for batch in batches(world, steps, even=name == EVEN):
+        loss = model.step(part_of(batch, device)).loss
         optimizer.zero_grad()
         loss.backward()
         for weight in weights:  # the mean over devices that data-parallel training takes
             assert weight.grad is not None
             weight.grad = devices.total(weight.grad) / devices.world_size()
         optimizer.step()
+        model.after_step()
         losses.append(loss.detach())
     return {key: value.cpu() for key, value in {"losses": torch.stack(losses), **model.state_dict()}.items()}
 
@@ -178,5 +179,5 @@ def against_one(name: str, world: int, kind: str, found: Found) -> float:
 
 def queues_apart(found: Found) -> float:
     """Entries of the queue, its sample numbers and its count that are not the first device's."""
-    queues = [[each["MoCo"][name] for name in ("queue", "queue_index", "queue_count")] for each in found]
+    queues = [[each["MoCo"][name] for name in ("queue.rows", "queue.index", "queue.count")] for each in found]
     return float(sum(int((a != b).sum()) for queue in queues for a, b in zip(queue, queues[0], strict=True)))

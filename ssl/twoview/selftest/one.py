@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
 from twoview.augment.image.photometric import ColorJitter, GaussianBlur, Grayscale
 from twoview.augment.views import TwoViews
+from twoview.data.batches import Batch
 from twoview.losses.contrastive import info_nce_contrast, nt_xent_contrast
-from twoview.model.base import ContrastiveModule
+from twoview.model.base import Method
 from twoview.model.mocov3 import MoCoV3
 from twoview.model.simclr import SimCLR
 from twoview.parallel.precision import native_half
 from twoview.selftest.check import ROUNDING, Check, difference, measure, worst
-from twoview.selftest.many import METHODS, RECIPE, batches, make_moco
+from twoview.selftest.many import METHODS, RECIPE, batches, make_moco, part_of
 
 
 def on_one_device(device: torch.device) -> list[Check]:
@@ -67,9 +68,9 @@ def own_keys(device: torch.device) -> float:
     loss is log(1 + N exp(-1 / t)). An own key among the negatives would have similarity 1.
     """
     far, near = torch.eye(16, device=device).chunk(2)  # (8, 16) each
-    index = torch.arange(8, device=device)
+    index, none = torch.arange(8, device=device), torch.full((8,), -1, device=device)
     head = cast(Any, _Pixels)
-    cases: list[tuple[ContrastiveModule, int, float]] = [
+    cases: list[tuple[Method, int, float]] = [
         (SimCLR(_Pixels(), RECIPE, _Pixels, temperature=0.5), 14, 1),
         (make_moco(_Pixels(), _Pixels, queue_size=32), 8, 1),
         (make_moco(_Pixels(), _Pixels, queue_size=32, symmetric=True), 16, 1),
@@ -77,8 +78,8 @@ def own_keys(device: torch.device) -> float:
     ]
     missed = []
     for model, negatives, factor in cases:
-        model.to(device).contrast(far, far, index)
-        loss = model.contrast(near, near, index + 8).loss
+        model.to(device).step(Batch((far, far), index, none))
+        loss = model.step(Batch((near, near), index + 8, none)).loss
         missed.append(difference(loss, torch.tensor(factor * math.log1p(negatives * math.exp(-1 / 0.5)))))
     return worst(missed)
 
@@ -90,9 +91,9 @@ def leak(device: torch.device, guard: bool) -> float:
     for step in range(20):
         x, noise = torch.randn(2, 1024, 12, generator=generator).to(device)
         index = torch.arange(1024, device=device) + 1024 * step
-        found.append(model.contrast(x, x + 0.1 * noise, index).accuracy)
+        found.append(model.step(Batch((x, x + 0.1 * noise), index, index)).numbers["accuracy"])
         keys = model.keys(x + 0.1 * noise, index)
-        model.enqueue(keys[::32], index[::32])  # of many groups, as a queue of many batches would hold
+        model.queue.add(keys[::32], index[::32])  # of many groups, as a queue of many batches would hold
     return float(torch.stack(found[1:]).mean())
 
 
@@ -163,7 +164,7 @@ def autocast_apart(device: torch.device, half: torch.dtype | None = None) -> flo
             model = make(4).to(device)
             with torch.autocast(device.type, half, enabled=enabled):
                 for batch in batches(4, 2, even=True):
-                    loss = model.contrast(*(part.to(device) for part in batch)).loss
+                    loss = model.step(part_of(batch, device)).loss
             losses.append(loss)
         missed.append(difference(*losses))
     return worst(missed)

@@ -23,8 +23,7 @@ from twoview.cli.program import spelled
 from twoview.data.batches import TwoViewDataModule
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
-from twoview.model.base import ContrastiveModule
-from twoview.model.compiled import Compiler
+from twoview.model.base import Begin, Method
 from twoview.report.words import clock
 from twoview.run.atomic import write_text
 from twoview.run.checkpoint import save_encoder
@@ -32,6 +31,7 @@ from twoview.run.identity import Identity, code_digest, config_hash, data_digest
 from twoview.run.provenance import commit, machine, versions
 from twoview.run.resume import STARTS, refuse_misfit, refuse_other_steps, resumed, source
 from twoview.run.saving import FORMAT, Checkpoints, Interrupted, held
+from twoview.train.compiled import Compiler
 from twoview.watch.bar import ProgressBar
 from twoview.watch.doctor import parting_words
 from twoview.watch.knn import KNNMonitor
@@ -101,16 +101,10 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     views: TwoViews = schema.build(config["augment"], mean=train.mean, std=train.std, seed=config["seed"])
     data: TwoViewDataModule = schema.build(config["loader"], train=train, views=views)
     encoder = schema.build(config["encoder"])
-    _check_fit(encoder, views, train)
+    shapes = _check_fit(encoder, views, train)
     if config["channels_last"]:
         encoder = encoder.to(memory_format=torch.channels_last)
-    model: ContrastiveModule = schema.build(
-        config["model"], encoder=encoder, optimizer=schema.build(config["optimizer"])
-    )
-    model.global_batch_size = config["batch_size"]
-    model.through = Compiler(config.get("compile") or False)  # checkpoints of old lack it
-    model.even_shares = data.drop_last
-    model.mixed = views.mix is not None
+    model: Method = schema.build(config["model"], encoder=encoder, optimizer=schema.build(config["optimizer"]))
     model.recipe.build(model, config["batch_size"], steps=1, epochs=config["epochs"])  # what it refuses is said now
 
     normalization = {"mean": train.mean, "std": train.std}
@@ -131,8 +125,24 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         checkpoints=checkpoints,
         logger=_TensorBoard(save_dir=str(run_dir), name="", version=""),
     )
-    for rows in data.shares(trainer.world_size):
-        model.check_share(rows, trainer.world_size)
+    steps = data.batches_per_epoch * config["epochs"]
+    through = Compiler(config.get("compile") or False)
+    through.decide(trainer.strategy.root_device, steps, trainer.world_size)
+    model.begin(
+        Begin(
+            global_batch_size=config["batch_size"],
+            steps=steps,
+            epochs=config["epochs"],
+            world_size=trainer.world_size,
+            shares=frozenset(data.shares(trainer.world_size)),
+            even_shares=data.drop_last,
+            view_shapes=shapes,
+            mixed=views.mix is not None,
+            labelled=train.labels is not None and bool((train.labels >= 0).all()),
+            metered=True,
+            through=through,
+        )
+    )
     identity = Identity(config_hash(config), data_digest(train), code_digest(), str(trainer.precision))
     if checkpoint is not None and path is not None:
         identity = follow(identity, config, checkpoint, path, bool(config.get("allow_changes")))
@@ -161,7 +171,7 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         "image_shape": list(train.shape),
         "identity": checkpoints.identity,
     }
-    summary = summarise(config, model, trainer, meter, knn, stopped) | {"identity": checkpoints.identity}
+    summary = summarise(config, trainer, meter, knn, stopped) | {"identity": checkpoints.identity}
     if trainer.is_global_zero:
         summary["doctor"] = parting_words(run_dir, stored)
         save_encoder(model.encoder, about, run_dir / "encoder.safetensors")
@@ -219,12 +229,13 @@ class _TensorBoard(TensorBoardLogger):
             super().finalize(status)
 
 
-def _check_fit(encoder: torch.nn.Module, views: TwoViews, train: SampleSet) -> None:
-    """Sends two views of the first image through the encoder, so that what does not fit is said before the first
-    step.
+def _check_fit(encoder: torch.nn.Module, views: TwoViews, train: SampleSet) -> tuple[tuple[int, ...], ...]:
+    """Sends a view of the first image through the encoder, so that what does not fit is said before the first step.
+    Returns the shapes of its views.
     """
     first = torch.arange(1)
-    view = views(train.fetch(first), first, epoch=0)[0]
+    made = views(train.fetch(first), first, epoch=0)[:2]
+    view = made[0]
     try:
         with torch.no_grad():
             h = encoder.eval()(view)
@@ -237,6 +248,7 @@ def _check_fit(encoder: torch.nn.Module, views: TwoViews, train: SampleSet) -> N
         encoder.train()
     if h.shape != (1, encoder.dim):
         raise UserError(f"the encoder gives {tuple(h.shape)} for one image, but its `dim` is {encoder.dim}")
+    return tuple(tuple(v.shape[1:]) for v in made)
 
 
 def _knn(config: dict[str, Any], load: Any, train: SampleSet, meter: Meter) -> KNNMonitor | None:
@@ -270,7 +282,7 @@ def _began(run_dir: Path) -> str | None:
 
 def brief(
     config: dict[str, Any],
-    model: ContrastiveModule,
+    model: Method,
     data: TwoViewDataModule,
     trainer: pl.Trainer,
     run_dir: Path,
@@ -282,7 +294,7 @@ def brief(
     share = (
         f" ({batch // trainer.world_size} on each of {trainer.world_size} devices)" if trainer.world_size > 1 else ""
     )
-    steps = data.batches_per_epoch * config["epochs"]
+    steps, outlook = data.batches_per_epoch * config["epochs"], model.outlook()
     rule = {"linear": f"x {batch}/256", "sqrt": f"x sqrt({batch}/256)", "none": "as it is"}[recipe.lr_scaling]
     shape = "x".join(map(str, data.train.shape[1:]))
     schedule = f"lr {recipe.lr(batch):.4g} = {recipe.lr_per_256:g} {rule} ({recipe.lr_scaling})"
@@ -291,14 +303,13 @@ def brief(
         f"on {data.train.name} ({len(data.train):,} images of {shape})",
         f"batch {batch}{share} on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, "
         f"{trainer.precision}; {schedule}, warm-up {recipe.warmup_epochs:g} epochs, cosine",
-        f"{steps:,} steps in {config['epochs']} epochs of {data.batches_per_epoch}; {model.outlook()}",
+        "; ".join(filter(None, (f"{steps:,} steps in {config['epochs']} epochs of {data.batches_per_epoch}", outlook))),
         f"everything goes to {run_dir}",
     ]
 
 
 def summarise(
     config: dict[str, Any],
-    model: ContrastiveModule,
     trainer: pl.Trainer,
     meter: Meter,
     knn: KNNMonitor | None,
@@ -311,8 +322,8 @@ def summarise(
         "epochs": trainer.global_step / max(1, trainer.num_training_batches),
         "steps": trainer.global_step,
         "loss": meter.latest.get("loss"),
-        "chance_loss": model.chance_loss,
-        "contrastive_accuracy": meter.latest.get("accuracy"),
+        "chance_loss": meter.latest.get("chance_loss"),
+        "numbers": {name: meter.latest[name] for name in meter.numbers if name in meter.latest},
         "knn": None
         if knn is None
         else {

@@ -21,7 +21,7 @@ WARM_STEPS = 10  # steps that are left out of the projected time: they allocate,
 
 
 class ProgressBar(pl.Callback):
-    """Epoch, loss against its chance level, contrastive accuracy, kNN, images/s and time left of the whole run."""
+    """Epoch, loss against its chance level, the method's numbers, kNN, images/s and time left of the whole run."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
@@ -94,7 +94,9 @@ class ProgressBar(pl.Callback):
         m = self.meter.latest
         parts = []
         if "loss" in m:
-            parts.append(f"loss {m['loss']:.3f} (chance {m['chance_loss']:.2f})  acc {m['accuracy']:.1%}")
+            parts.append(f"loss {m['loss']:.3f}" + (f" (chance {m['chance_loss']:.2f})" if "chance_loss" in m else ""))
+        told = [name for name in self.meter.numbers if name in m]
+        parts += [f"acc {m[name]:.1%}" if name == "accuracy" else f"{name} {m[name]:.3g}" for name in told]
         if "knn" in m:
             parts.append(f"kNN {m['knn']:.1%}")
         if "images_per_second" in m:

@@ -1,9 +1,11 @@
 """Monitors of a run: they read what the training step and the encoder give, and never touch the method."""
 
 import csv
+import io
 import logging
 import os
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from twoview.errors import UserError
+from twoview.run.atomic import write_text
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +29,11 @@ QUALITIES = {  # names in metrics.csv, behind h_ and z_, of what `twoview.evalua
     "correlation": "feature_correlation",
     "contrastive_accuracy": "contrastive_accuracy",
 }
-COLUMNS = (
-    *("step", "epoch", "loss", "chance_loss", "accuracy", "lr", "knn", "images_per_second", "seconds", "waiting"),
-    *(f"{space}_{name}" for space in "hz" for name in QUALITIES),
-)
 
 
 class Meter(pl.Callback):
-    """Loss, contrastive accuracy, learning rate, images/s and `waiting`, the share of the time in which the process
-    waited for batches, to TensorBoard and `metrics.csv` every `every_steps` steps.
+    """Loss, its chance level if it has one, the method's numbers, learning rate, images/s and `waiting`, the share of
+    the time in which the process waited for batches, to TensorBoard and `metrics.csv` every `every_steps` steps.
 
     Sums stay on the training device and are read once per interval, so that the host does not wait for a GPU.
     `latest` holds the newest values for whoever shows them. A loss that is not finite ends the run with a UserError
@@ -46,9 +45,12 @@ class Meter(pl.Callback):
             raise UserError(f"log_every_steps must be at least 1, not {every_steps}")
         self.every_steps = every_steps
         self.latest: dict[str, float] = {}
+        self.numbers: tuple[str, ...] = ()  # names of what the method tells beside loss and chance level
         self.seconds = 0.0  # training time of the run, over all its resumptions
         self.waited = 0.0  # of these for batches
-        self._sum: Tensor | None = None
+        self._sum: Tensor | None = None  # (n,) of the interval: of `_names`
+        self._names: tuple[str, ...] = ()
+        self._columns: list[str] = []  # of metrics.csv
         self._unwritten: list[dict[str, Any]] = []  # rows for metrics.csv
         self._count = 0
         self._clock = time.monotonic()
@@ -62,6 +64,7 @@ class Meter(pl.Callback):
             "seconds": self.seconds,
             "seconds_waited": self.waited,
             "latest": dict(self.latest),
+            "names": list(self._names),
             "sum": None if self._sum is None else self._sum.cpu(),
             "count": self._count,
             "elapsed": time.monotonic() - self._clock,
@@ -71,13 +74,14 @@ class Meter(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.latest = state_dict["seconds"], state_dict["latest"]
         self.waited = state_dict.get("seconds_waited", 0.0)
+        self._names = tuple(state_dict["names"])
         self._sum, self._count = state_dict["sum"], state_dict["count"]
         self._elapsed, self._waited = state_dict["elapsed"], state_dict.get("waited", 0.0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._file = Path(trainer.default_root_dir) / "metrics.csv"
         if trainer.is_global_zero:
-            _keep_rows(self._file, trainer.global_step)
+            self._columns = _keep_rows(self._file, trainer.global_step)
         self._free = time.monotonic()
         self._clock = self._free - self._elapsed
 
@@ -90,7 +94,12 @@ class Meter(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        values = torch.stack([outputs["loss"].detach().float(), outputs["accuracy"], outputs["chance"]])
+        chance = {} if outputs["chance"] is None else {"chance_loss": outputs["chance"]}
+        found = {"loss": outputs["loss"], **chance, **outputs["numbers"]}
+        if self._sum is not None and tuple(found) != self._names:
+            raise ValueError(f"a method tells the same numbers in every step: {list(found)} after {list(self._names)}")
+        self._names, self.numbers = tuple(found), tuple(outputs["numbers"])
+        values = torch.stack([value.detach().float() for value in found.values()])  # (n,)
         self._sum = values if self._sum is None else self._sum.to(values.device) + values
         self._count += 1
         if trainer.global_step % self.every_steps == 0:
@@ -106,25 +115,23 @@ class Meter(pl.Callback):
         if self._sum is None:
             return
         self._refuse_nan(trainer, self._sum[0])
-        loss, accuracy, chance = (self._sum / self._count).tolist()
+        means = dict(zip(self._names, (self._sum / self._count).tolist(), strict=True))
         now = time.monotonic()
         elapsed, self._clock = max(now - self._clock, 1e-9), now  # some clocks tick every 16 ms
         self.seconds += elapsed
         self.waited += self._waited
-        self.latest.update(
-            loss=loss,
-            chance_loss=chance,
-            accuracy=accuracy,
-            lr=trainer.optimizers[0].param_groups[0]["lr"],
-            images_per_second=self._count * pl_module.global_batch_size / elapsed,
-            seconds=self.seconds,
-            waiting=self._waited / elapsed,
-        )
+        reading = means | {
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "images_per_second": self._count * pl_module.run.global_batch_size / elapsed,
+            "seconds": self.seconds,
+            "waiting": self._waited / elapsed,
+        }
+        self.latest |= reading
         self._sum, self._count, self._waited = None, 0, 0.0
-        self.write(trainer, **{name: self.latest[name] for name in COLUMNS if name in self.latest and name != "knn"})
+        self.write(trainer, **reading)
 
     def write(self, trainer: pl.Trainer, **values: float) -> None:
-        """One row of metrics, in TensorBoard under `train/` and in `metrics.csv`."""
+        """One row of metrics, in TensorBoard under `train/` and in `metrics.csv`, where a new name gets a column."""
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
@@ -134,12 +141,14 @@ class Meter(pl.Callback):
             {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
         )
         size = self._file.stat().st_size if self._file.exists() else 0
+        columns = list(dict.fromkeys([*self._columns, *(name for unwritten in self._unwritten for name in unwritten)]))
         try:
-            with self._file.open("a", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                if not size:
-                    writer.writeheader()
-                writer.writerows(self._unwritten)
+            if columns != self._columns or not size:
+                write_text(self._file, _table(columns, [*_rows(self._file), *self._unwritten]))
+                self._columns = columns
+            else:
+                with self._file.open("a", newline="") as file:
+                    csv.DictWriter(file, columns, lineterminator="\n").writerows(self._unwritten)
             self._unwritten.clear()
         except OSError as error:  # a full disk: what becomes of the run is decided at the next checkpoint
             if len(self._unwritten) == 1:
@@ -162,15 +171,29 @@ class Meter(pl.Callback):
             )
 
 
-def _keep_rows(path: Path, last_step: int) -> None:
-    """Drops rows that a resumed run is going to write again."""
-    if path.exists():
-        with path.open(newline="") as file:
-            try:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
-            except (KeyError, TypeError, ValueError, csv.Error) as error:
-                raise UserError(f"{path} is damaged: move it away to go on without the readings before") from error
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+def _keep_rows(path: Path, last_step: int) -> list[str]:
+    """Drops rows that a resumed run is going to write again. Returns the columns."""
+    try:
+        rows = _rows(path)
+        kept = [row for row in rows if int(row["step"]) <= last_step]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} is damaged: move it away to go on without the readings before") from error
+    columns = list(rows[0]) if rows else []
+    if kept != rows:
+        write_text(path, _table(columns, kept))
+    return columns
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

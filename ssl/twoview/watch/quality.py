@@ -20,9 +20,10 @@ class QualityMonitor(pl.Callback):
     """`twoview.evaluate.describe.quality` of h and z, every `every_epochs` epochs and after the last.
 
     Measured on two views of the current epoch of `images` training images, which are the same at every reading, in
-    float32 and in eval mode. z is what the projector gives (of MoCo, the query's). Columns of `metrics.csv` and curves
-    in TensorBoard: `h_alignment` and so on; `std` is in units of its healthy 1 / sqrt(D), so that 1 is spread out and
-    0 collapsed; ranks are at most min(`images`, D), and `contrastive_accuracy` is among 2 `images` - 1 candidates.
+    float32 and in eval mode. z is what the method's first head makes of h; methods without heads have none. Columns of
+    `metrics.csv` and curves in TensorBoard: `h_alignment` and so on; `std` is in units of its healthy 1 / sqrt(D), so
+    that 1 is spread out and 0 collapsed; ranks are at most min(`images`, D), and `contrastive_accuracy` is among 2
+    `images` - 1 candidates.
     TensorBoard also gets histograms of the similarities of positives and of negatives.
     """
 
@@ -50,12 +51,12 @@ class QualityMonitor(pl.Callback):
         trainer.strategy.barrier("quality")
 
     def features(self, trainer: Any, pl_module: Any) -> dict[str, tuple[Tensor, Tensor]]:
-        """h and z, each (n, D) of the first and of the second view."""
+        """h, and z if there is one, each (n, D) of the first and of the second view."""
         data, device = trainer.datamodule, pl_module.device
         views = data.views
         index = permutation(len(data.train), data.seed, epoch=0, stream="quality")[: self.images]
         found: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
-        with spaces(pl_module.encoder, pl_module.projector) as features:
+        with spaces(pl_module.encoder, next(iter(pl_module.heads().values()), None)) as features:
             for rows in index.to(device).split(BATCH):
                 images = data.train.fetch(rows).to(device)
                 for number, policy in enumerate(views.policies):  # unmixed also where training mixes

@@ -15,7 +15,7 @@ class Projector(nn.Sequential):
     `hidden_dim=None` keeps the width of h. `norm="batch"` normalises after each layer but the last, `"batch_all"`
     after the last too (as SimCLR's TensorFlow code does), where linear layers lose their bias. `affine_last=False`
     takes scale and shift from the last of these norms, `bias_last=False` the bias from the last linear layer (both MoCo
-    v3, whose `_build_mlp` has no biases at all). `layers=1` is the linear head of MoCo v1.
+    v3, whose `_build_mlp` has no biases at all; the latter BYOL too). `layers=1` is the linear head of MoCo v1.
     """
 
     out_dim: int

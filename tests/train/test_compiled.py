@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from twoview.encoder.small import Small
-from twoview.model.compiled import LONG_ENOUGH, Compiler
 from twoview.run.checkpoint import load_encoder
 from twoview.run.identity import config_hash
 from twoview.train import pretrain
+from twoview.train.compiled import LONG_ENOUGH, Compiler
 
 Compose = Callable[..., dict[str, Any]]
 FAST = functools.partial(torch.compile, backend="aot_eager")  # all but the slow part, the making of machine code
