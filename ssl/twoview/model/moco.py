@@ -153,14 +153,8 @@ class MoCo(Method):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
         if self.fresh_queue:
-<<<<<<< HEAD
-            for name in ("queue", "queue_index", "queue_count"):
-                state[name] = getattr(self, name)
-        elif "queue" in state and len(state["queue"]) != len(self.queue):
-=======
             state |= self.queue.state_dict(prefix="queue.")
-        elif len(state["queue.rows"]) != len(self.queue):
->>>>>>> b69d9e4 (Methods are no longer SimCLR in disguise: a batch of views goes in, a loss with the numbers beside it comes out)
+        elif "queue.rows" in state and len(state["queue.rows"]) != len(self.queue):
             raise UserError(
                 f"the checkpoint's queue holds {len(state['queue.rows']):,} keys, and model.queue_size="
                 f"{len(self.queue)}; leave the size as it was, or start with an empty queue: model=moco "
