@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from twoview.card import atlas, facts, figures, parts, report
+from twoview.card import about, atlas, measures
+from twoview.card import page as card_page
 from twoview.commands import evaluate
 from twoview.commands.evaluate import evaluate_command
 from twoview.data.image.shapes import shapes
@@ -19,6 +20,7 @@ from twoview.evaluate.classify.linear import probe
 from twoview.evaluate.features import extract
 from twoview.evaluate.subject import subject
 from twoview.report import page
+from twoview.report.theme import LIGHT, Plot, Theme
 from twoview.run.checkpoint import load_encoder, read_checkpoint
 from twoview.train import pretrain
 from twoview.watch.meter import Meter
@@ -55,7 +57,7 @@ def card(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)),
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(facts, "overrides", lambda: words)
+        patch.setattr(about, "overrides", lambda: words)
         assert evaluate_command(hydra.compose("evaluate", overrides=words)) == 0
     return folder
 
@@ -65,8 +67,8 @@ def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn for a wide light page alone, where a test looks at something else."""
     whole = page._svg
 
-    def svg(draw: Any, theme: page.Theme) -> str:
-        return whole(draw, theme) if theme == page.LIGHT else "data:image/svg+xml,"
+    def svg(plot: Plot, theme: Theme) -> str:
+        return whole(plot, theme) if theme == LIGHT else "data:image/svg+xml,"
 
     monkeypatch.setattr(page, "_svg", svg)
 
@@ -198,7 +200,7 @@ def test_no_test_image_is_called_by_a_stranger_name(card: Path, tmp_path: Path) 
     hostile = strict(card / "card.json") | {"name": "<script>alert(1)</script>", "classes": ["$x_1$ & <b>"] * 10}
     for part in ("robustness", "invariance", "few_labels", "knn"):
         del hostile[part]
-    report.write(tmp_path, hostile, {})
+    card_page.write(tmp_path, hostile, {})
     text = (tmp_path / "card.html").read_text()
     Page(text)
     assert "<script" not in text
@@ -341,7 +343,7 @@ def test_features_that_are_not_numbers_end_it(finished: Path, command: Command, 
     assert "NaN" in command(f"ckpt={run}", *SMALL, *NONE, name="evaluate").error
 
 
-def judged(n: int = 96, m: int = 40) -> parts.Judged:
+def judged(n: int = 96, m: int = 40) -> measures.Judged:
     """Encoders of random features; `run` sees the class, `untrained` hardly."""
     train, test = (shapes(n_train=n, n_test=m, size=8, split=split) for split in ("train", "test"))
     assert train is not None
@@ -354,16 +356,16 @@ def judged(n: int = 96, m: int = 40) -> parts.Judged:
             for s in (train, test)
             if s.labels is not None
         ]
-        encoders[name] = parts.Encoder(torch.nn.Identity(), None, *sides)  # type: ignore[arg-type]
+        encoders[name] = measures.Encoder(torch.nn.Identity(), None, *sides)  # type: ignore[arg-type]
     config = {"k": [1, 5], "temperature": [0.1], "strengths": [0.1], "holdout": 0.2, "seed": 0, "map_images": 30}
-    return parts.Judged(train, test, encoders, config, torch.device("cpu"))
+    return measures.Judged(train, test, encoders, config, torch.device("cpu"))
 
 
 def test_the_better_features_win() -> None:
     case = judged()
-    parts.neighbours(case)
-    found = {"linear": parts.linear(case), "knn": parts.knn(case)}
-    gaps = parts.differences(case.right)
+    measures.neighbours(case)
+    found = {"linear": measures.linear(case), "knn": measures.knn(case)}
+    gaps = measures.differences(case.right)
     for score in ("linear", "knn"):
         assert found[score]["run"]["top1"] > found[score]["untrained"]["top1"] + 0.2
         gap = gaps[score]["untrained"]
@@ -374,7 +376,7 @@ def test_the_better_features_win() -> None:
 
 def test_the_sheet_shows_one_query_of_each_class_and_marks_its_neighbours() -> None:
     case = judged()
-    parts.neighbours(case)
+    measures.neighbours(case)
     sheet = atlas.sheet(case)
     assert [one.name for one in sheet] == list(case.test.classes)
     marks = [right for one in sheet for _, right in one.neighbours["run"]]
@@ -399,11 +401,5 @@ def test_the_map_is_of_principal_components() -> None:
 
 
 def test_infinities_do_not_reach_the_file() -> None:
-    plain = facts.finite({"a": [float("nan"), 1.0, (float("inf"), 2)], 3: {"b": None, "c": True}})
+    plain = about.finite({"a": [float("nan"), 1.0, (float("inf"), 2)], 3: {"b": None, "c": True}})
     assert plain == {"a": [None, 1.0, [None, 2]], "3": {"b": None, "c": True}}
-
-
-def test_a_similarity_is_seen_from_that_of_strangers() -> None:
-    assert figures._above(1.0, 0.6) == 1
-    assert figures._above(0.6, 0.6) == 0
-    assert figures._above(None, 0.6) != figures._above(None, 0.6)  # not a number

@@ -89,7 +89,7 @@ def attacks(canary: Path) -> dict[str, Any]:
         },
         "our renaming": {"_target_": "twoview.run.atomic.replace_durably", "part": "/etc/hostname.none", "path": path},
         "our run": {"_target_": "twoview.train.pretrain.run", "config": {}, "run_dir": path},
-        "our plot": {"_target_": "twoview.report.curves.draw", "rows": [], "title": "", "path": path},
+        "our plot": {"_target_": "twoview.run.atomic.save", "path": path, "content": ""},
         "pathlib": {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [path]}},
         "pickle": {"_target_": "pickle.loads", "_args_": ["cos\nsystem\n"]},
         "torch.load": {"_target_": "torch.load", "f": path, "weights_only": False},

@@ -28,16 +28,18 @@ from twoview.evaluate.describe import invariance
 from twoview.evaluate.describe.quality import quality
 from twoview.evaluate.features import extract
 from twoview.evaluate.subject import frozen
-from twoview.report.page import save
 from twoview.rng import permutation
+from twoview.run.atomic import save
 from twoview.run.checkpoint import load_encoder, load_projector
+from twoview.run.folder import CHECKPOINT, SUMMARY, read_json
 from twoview.run.identity import config_hash
 from twoview.stats.intervals import wilson
 from twoview.train import pretrain
 
 log = logging.getLogger(__name__)
 
-NOT_OF_A_RUN = ("study", "judge", "budget", "dry_run", "folder", "report")  # sections of the study's command
+OF_THE_STUDY = ("study", "judge", "budget", "dry_run", "folder", "report")  # keys that `train.py` does not take
+ABOUT, RESULT = "arm.json", "result.json"  # files of an arm, beside those of its run
 
 
 @dataclass(frozen=True)
@@ -79,22 +81,22 @@ class Judge:
 
 
 def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of the study's configuration that `train.py` takes."""
-    return {key: value for key, value in config.items() if key not in NOT_OF_A_RUN}
+    """The part of a study's configuration that a run takes."""
+    return {key: value for key, value in config.items() if key not in OF_THE_STUDY}
 
 
 class Stopped(KeyboardInterrupt):
-    """The study ends here, and no launcher begins another arm: a signal, or a disk that takes no result. Its text says
-    which.
+    """Ends the study: no launcher begins another arm. Its text is the reason, a signal or a result that could not be
+    written.
     """
 
 
 def run_arm(composed: DictConfig) -> str:
-    """What Hydra's launcher calls, in this process or in another: trains, judges, writes `result.json`.
+    """The task of Hydra's launcher, in this process or another: trains, judges, and writes `result.json`.
 
-    Returns how it went: finished, failed (the error is in the file and the study goes on), or the reason why the run
-    was stopped. Raises `Stopped` after a signal, and where the result cannot be written. An arm that was interrupted
-    goes on from its checkpoint.
+    Returns `finished`, `failed` (the error is in the file and the study goes on), or the reason why the run was
+    stopped. Raises `Stopped` after a signal, and where the result cannot be written. An interrupted arm goes on from
+    its checkpoint.
     """
     try:
         status = _recorded(plain(composed), output_dir())
@@ -106,7 +108,7 @@ def run_arm(composed: DictConfig) -> str:
 
 
 def _recorded(config: dict[str, Any], folder: Path) -> str:
-    facts = json.loads((folder / "arm.json").read_text())
+    about = json.loads((folder / ABOUT).read_text())
     with silent(folder / "log.txt"):
         try:
             result = _run(training_config(config), schema.build(config["judge"]), folder)
@@ -114,7 +116,7 @@ def _recorded(config: dict[str, Any], folder: Path) -> str:
             log.exception("the arm failed")
             result = {"status": "failed", "error": explain(error)}
         if result["status"] in ("finished", "failed"):
-            write_json(folder / "result.json", facts | result)
+            save(folder / RESULT, json.dumps(about | result, indent=1) + "\n")
     return str(result["status"])
 
 
@@ -148,7 +150,7 @@ def _run(config: dict[str, Any], judge: Judge, folder: Path) -> dict[str, Any]:
 
 
 def judged(config: Mapping[str, Any], judge: Judge, folder: Path) -> dict[str, Any]:
-    """What the encoder of a finished run is worth (`linear`, `knn`) and what it knows and ignores.
+    """What the encoder of a finished run scores (`linear`, `knn`), and what it knows and ignores.
 
     UserError if judging changed the encoder, and for data without labels or a test split.
     """
@@ -214,7 +216,7 @@ def _pairs(
 def _factors(
     bank: Tensor, labelled: SampleSet, queries: Tensor, test: SampleSet, g: torch.nn.Module | None
 ) -> dict[str, Any]:
-    """How well every recorded factor can be read from h, and from z if there is a head."""
+    """How well each recorded factor can be read from h, and from z if there is a head."""
     if not labelled.factors:
         return {}
     with torch.no_grad():
@@ -233,25 +235,19 @@ def arm_hash(config: Mapping[str, Any]) -> str:
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
-    try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return summary if summary.get("status") == "finished" and (folder / "last.ckpt").exists() else None
-
-
-def write_json(path: Path, content: Any) -> None:
-    save(path, json.dumps(content, indent=1) + "\n")
+    """The summary of a run that has finished and whose weights are there."""
+    summary = read_json(folder / SUMMARY)
+    return summary if summary.get("status") == "finished" and (folder / CHECKPOINT).exists() else None
 
 
 @contextlib.contextmanager
 def silent(path: Path) -> Iterator[None]:
-    """What the run says goes to a file: the study has one display for all its arms."""
+    """Sends what a run says to a file: the study has one display for all its arms."""
     root, console = logging.getLogger(), rich.get_console()
     handlers, level, kept = root.handlers, root.level, dict(console.__dict__)
     with path.open("a") as file:
         handler = logging.StreamHandler(file)
-        handler.handleError = lambda record: None  # type: ignore[method-assign] # a full disk: the closing tells
+        handler.handleError = lambda record: None  # type: ignore[method-assign] # a full disk shows at the end
         handler.addFilter(lambda record: record.name.startswith("twoview") or record.levelno >= logging.ERROR)
         root.handlers = [handler]
         root.setLevel(logging.INFO)

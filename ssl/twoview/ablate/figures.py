@@ -1,15 +1,13 @@
-"""The main picture of a study: a curve, a heat map, or differences to the reference. `draw(theme)` draws it in the
-colours and the width of a theme (`twoview.report.page`).
-"""
+"""The main figure of a study: a curve, a heat map, or differences to the reference."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from twoview.ablate.results import HEADLINE, Study
-from twoview.report.page import Theme
+from twoview.ablate.results import HEADLINE, Results
 from twoview.report.plots import canvas, fold, tiles
+from twoview.report.theme import Plot, Theme
 from twoview.report.words import NBSP, in_points
 from twoview.stats.blocks import Difference
 from twoview.stats.intervals import Interval
@@ -17,23 +15,23 @@ from twoview.stats.intervals import Interval
 MOST = 7  # arms that colours can tell apart
 
 
-class Drawing(NamedTuple):
-    """`name` is that of its file; `lead` stands above it, `alt` in its place, `caption` below."""
+class Chart(NamedTuple):
+    """A plot with the name of its file and its texts: `lead` above it, `caption` below it, `alt` in its place."""
 
     name: str
-    draw: Callable[[Theme], Any]
+    plot: Plot
     alt: str
     caption: str
     lead: str = ""
 
 
 def label(value: Any) -> str:
-    """A value of an axis as a person writes it."""
+    """A value of an axis as people write it."""
     return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
-def few(study: Study) -> list[str]:
-    """At most `MOST` arms in the order of the study: the best, the reference, and others evenly from best to worst."""
+def few(study: Results) -> list[str]:
+    """At most `MOST` arms, in the order of the study: the reference, the best, and others evenly down to the worst."""
     if len(study.arms) <= MOST:
         return study.arms
     ranked = sorted(study.means, key=lambda arm: -study.means[arm])
@@ -41,8 +39,8 @@ def few(study: Study) -> list[str]:
     return [arm for arm in study.arms if arm in chosen | {study.reference}]
 
 
-def accuracy(study: Study) -> Drawing:
-    """The picture that answers the study's question, by the study's kind."""
+def accuracy(study: Results) -> Chart:
+    """The chart that answers the question of a study of its kind."""
     settings, home, name = study.settings, study.reference, str(study.settings["name"])
     shown = "mean over the seeds, linear probe, top-1 in percent"
     many = f" with its 95{NBSP}% interval" if len(settings["seeds"]) > 1 else " (one seed: no interval)"
@@ -51,7 +49,7 @@ def accuracy(study: Study) -> Drawing:
         caption = f"Thick line: {shown}{many}. Thin lines: the seeds. Ring: the reference, {home}."
         if isinstance(settings.get("chance"), int | float):
             caption += f" Chance: {settings['chance'] * 100:.3g}{NBSP}%."
-        return Drawing(name, lambda theme: _curve(study, theme), f"Accuracy over {' and '.join(labels)}", caption)
+        return Chart(name, lambda theme: _curve(study, theme), f"Accuracy over {' and '.join(labels)}", caption)
     if settings["kind"] in ("compose", "grid") and len(labels) == 2:
         caption = f"Each cell: {shown}. Outlined: the reference, {home}. Right: the mean of a row."
         alt = f"Accuracy by {labels[0]} and {labels[1]}"
@@ -59,19 +57,19 @@ def accuracy(study: Study) -> Drawing:
             caption += " On the diagonal an operation by itself, off it a pair; what ran in one order stands twice. "
             caption += "An arm applies what it names alone: without a crop whole images, unlike in SimCLR's figure 5."
             alt = "Accuracy of operations and of their pairs"
-        return Drawing(name, lambda theme: _heat_map(study, theme), alt, caption)
+        return Chart(name, lambda theme: _heat_map(study, theme), alt, caption)
     if study.differences:
         caption = f"Difference to {home} in points{many}. Small dots: the seeds, each paired with its own."
-        return Drawing(name, lambda theme: _dots(study, theme), f"Differences to {home}", caption)
+        return Chart(name, lambda theme: _dots(study, theme), f"Differences to {home}", caption)
     caption = f"Large dot: {shown}{many}. Small dots: the seeds."
-    return Drawing(name, lambda theme: _dots(study, theme), "Accuracy of each arm", caption)
+    return Chart(name, lambda theme: _dots(study, theme), "Accuracy of each arm", caption)
 
 
 def axis_label(axis: dict[str, Any]) -> str:
     return label(axis.get("label") or axis["key"])
 
 
-def _curve(study: Study, theme: Theme) -> Any:
+def _curve(study: Results, theme: Theme) -> Any:
     """A panel per axis: every seed, their mean and its interval."""
     axes, values = study.settings["axes"], study.values(HEADLINE)
     columns = 1 if theme.narrow else min(len(axes), 2)
@@ -116,8 +114,8 @@ def _write(panel: Any, text: str, y: float, offset: tuple[float, float], **style
     panel.annotate(text, (1, y), offset, **where, **style)
 
 
-def _along(study: Study, axis: dict[str, Any]) -> tuple[list[float], list[str]]:
-    """Where arms lie on an axis, and which: those that are elsewhere at the reference's place."""
+def _along(study: Results, axis: dict[str, Any]) -> tuple[list[float], list[str]]:
+    """Positions on an axis and the arms at them: those that agree with the reference on all other axes."""
     home, key = study.place(study.reference), axis["key"]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in axis["values"])
     order = [label(value) for value in axis["values"]]
@@ -132,17 +130,17 @@ def _along(study: Study, axis: dict[str, Any]) -> tuple[list[float], list[str]]:
 
 
 def _ticks(panel: Any, places: Sequence[float], names: Sequence[str], theme: Theme) -> None:
-    """A tick at each place, named where there is room."""
+    """A tick at each position, labelled where there is room."""
     room = (max(places) - min(places)) * (0.11 if theme.narrow else 0.055) if places else 0.0
     kept: list[tuple[float, str]] = []
-    for place, name in zip(reversed(places), reversed(names), strict=True):  # on the right they are wider apart
+    for place, name in zip(reversed(places), reversed(names), strict=True):  # further apart on the right
         if not kept or kept[-1][0] - place >= room:
             kept.append((place, fold(name, 12)))
     panel.set_xticks(places, minor=True)
     panel.set_xticks([place for place, _ in kept], [name for _, name in kept])
 
 
-def _heat_map(study: Study, theme: Theme) -> Any:
+def _heat_map(study: Results, theme: Theme) -> Any:
     axes, means = study.settings["axes"], study.means
     rows, columns = ([label(value) for value in axis["values"]] for axis in axes)
     arms: dict[tuple[str, str], str] = {}
@@ -171,7 +169,7 @@ def _heat_map(study: Study, theme: Theme) -> Any:
     return figure
 
 
-def _dots(study: Study, theme: Theme) -> Any:
+def _dots(study: Results, theme: Theme) -> Any:
     """Differences to the reference, or the accuracies where there is none; the best arm on top."""
     values, differences = study.values(HEADLINE), study.differences
     spreads: dict[str, Any] = dict(differences or study.intervals)

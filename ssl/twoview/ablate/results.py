@@ -1,4 +1,4 @@
-"""The results of a study, read from its folder: by arm, by seed and by metric."""
+"""The results of a study, read from its folder, by arm, seed and metric."""
 
 import csv
 import io
@@ -22,22 +22,22 @@ NOT_METRICS = {"place", "machine", "versions", "words", "identity"}
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed, as its `result.json` tells it; `metrics` by dotted names, finite or NaN."""
+    """One arm with one seed: the content of its `result.json`, and the metrics in it by dotted names, finite or NaN."""
 
     arm: str
     seed: int
-    facts: Mapping[str, Any]
+    result: Mapping[str, Any]
     metrics: Mapping[str, float]
     folder: Path
 
     @property
     def finished(self) -> bool:
-        return self.facts.get("status") == "finished"
+        return self.result.get("status") == "finished"
 
 
 @dataclass(frozen=True)
-class Study:
-    """`study.json` and the runs that it asks for, as far as they are there."""
+class Results:
+    """`study.json` and those of its runs that have been made."""
 
     folder: Path
     settings: Mapping[str, Any]
@@ -65,14 +65,14 @@ class Study:
 
     @cached_property
     def arms(self) -> list[str]:
-        """Those with a finished run, in the order of the study."""
+        """The arms with a finished run, in the order of the study."""
         return list(dict.fromkeys(run.arm for run in self.finished))
 
     def of(self, arm: str) -> list[Run]:
         return [run for run in self.finished if run.arm == arm]
 
     def values(self, metric: str) -> dict[str, dict[int, float]]:
-        """By arm and seed, where the metric is a finite number; arms without one are left out."""
+        """Finite values of a metric by arm and seed; arms without any are left out."""
         found: dict[str, dict[int, float]] = {}
         for run in self.finished:
             if math.isfinite(value := run.metrics.get(metric, math.nan)):
@@ -85,26 +85,26 @@ class Study:
         return fmean(values.values()) if values else None
 
     def place(self, arm: str) -> dict[str, Any]:
-        """Where the arm lies on the axes; empty if none of its runs has been begun."""
-        return next((dict(run.facts.get("place") or {}) for (name, _), run in self.runs.items() if name == arm), {})
+        """Where the arm is on the axes; empty if none of its runs has begun."""
+        return next((dict(run.result.get("place") or {}) for (name, _), run in self.runs.items() if name == arm), {})
 
     def names(self, what: str) -> list[str]:
-        """The second parts of the metrics `what.<name>...` of any run: the transforms of `invariance`."""
+        """The second parts of the metrics `what.<name>...` of any run, as the transforms of `invariance`."""
         found = (name.split(".")[1] for run in self.finished for name in run.metrics if name.startswith(f"{what}."))
         return list(dict.fromkeys(found))
 
-    def fact(self, what: str, name: str) -> dict[str, Any]:
-        """The entry `what: {name: {...}}` of the first run that has it."""
-        return next((run.facts[what][name] for run in self.finished if name in (run.facts.get(what) or {})), {})
+    def entry(self, what: str, name: str) -> dict[str, Any]:
+        """`{...}` of `what: {name: {...}}` in the first run that has it."""
+        return next((run.result[what][name] for run in self.finished if name in (run.result.get(what) or {})), {})
 
     @cached_property
     def unlike(self) -> list[str]:
-        """What its runs differ in that the study does not vary, in words: code, training images, precision."""
-        return mixed([dict(run.facts.get("identity") or {}) for run in self.finished], self.settings["axes"])
+        """In what the runs differ beyond what the study varies, in words: code, training images, precision."""
+        return mixed([dict(run.result.get("identity") or {}) for run in self.finished], self.settings["axes"])
 
     @cached_property
     def means(self) -> dict[str, float]:
-        """Of `HEADLINE`, over the seeds; so for all arms below."""
+        """Means of `HEADLINE` over the seeds, by arm."""
         return {arm: fmean(by.values()) for arm, by in self.values(HEADLINE).items()}
 
     @cached_property
@@ -113,28 +113,28 @@ class Study:
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
-        """To the reference, of all arms that have a seed in common with it."""
+        """Differences of `HEADLINE` to the reference, of all arms that have a seed in common with it."""
         values = self.values(HEADLINE)
         found = compare(values, self.reference) if self.reference in values and len(values) > 1 else {}
         return {arm: difference for arm, difference in found.items() if difference.mean is not None}
 
 
-def read(folder: Path) -> Study:
-    """UserError for a folder that holds no study, none of whose runs has finished, or that mixes two."""
+def read(folder: Path) -> Results:
+    """UserError for a folder without a study, without any finished run, or with runs of two studies."""
     settings = _load(folder / "study.json", "give the folder of a study")
     needed = {"name", "title", "kind", "axes", "reference", "arms", "seeds", "protocol_hash"}
     if lacking := sorted(needed - settings.keys()):
         raise UserError(f"{folder / 'study.json'} lacks {', '.join(lacking)}; run the study again")
     runs: dict[tuple[str, int], Run] = {}
-    for path, facts in _results(folder):
-        arm: Any = facts.get("arm")
-        seed: Any = facts.get("seed")
+    for path, result in _results(folder):
+        arm: Any = result.get("arm")
+        seed: Any = result.get("seed")
         if arm not in settings["arms"] or seed not in settings["seeds"]:
             continue
-        judged = facts.get("status") == "finished"
-        if judged and facts.get("protocol_hash") != settings["protocol_hash"]:
+        judged = result.get("status") == "finished"
+        if judged and result.get("protocol_hash") != settings["protocol_hash"]:
             raise UserError(
-                f"{path} was judged by protocol {facts.get('protocol_hash')} and the study by "
+                f"{path} was judged by protocol {result.get('protocol_hash')} and the study by "
                 f"{settings['protocol_hash']}: accuracies of different protocols do not compare. "
                 "Run the study again in a folder of its own"
             )
@@ -143,35 +143,35 @@ def read(folder: Path) -> Study:
                 f"{arm} with seed {seed} has two results, {runs[arm, seed].folder.name} and {path.parent.name}: two "
                 f"studies share {folder}. Give each a folder of its own, or delete the one that you do not want"
             )
-        runs[arm, seed] = Run(arm, seed, facts, dict(flat(facts)), path.parent)
-    study = Study(folder, settings, runs)
+        runs[arm, seed] = Run(arm, seed, result, dict(flat(result)), path.parent)
+    study = Results(folder, settings, runs)
     if study.unlike and not settings.get("allow_changes"):
         raise UserError(
             f"runs of the study in {folder} differ in what it does not vary ({', '.join(study.unlike)}): delete the "
             "old ones, or say allow_changes=true to compare them all the same"
         )
     if not study.values(HEADLINE):
-        failed = f"; the first failed with: {study.failed[0].facts.get('error')}" if study.failed else ""
+        failed = f"; the first failed with: {study.failed[0].result.get('error')}" if study.failed else ""
         raise UserError(f"no arm of the study in {folder} has finished, so there is nothing to report{failed}")
     return study
 
 
 def _results(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """What the runs have written; where a study was put away without its runs, what `runs.json` holds of them."""
+    """What the runs have written; of a study that is archived without their folders, what `runs.json` holds."""
     paths = sorted(folder.glob("arms/*/result.json"))
     for path in paths:
         yield path, _load(path, "delete it and run the study again")
     if not paths and (folder / "runs.json").exists():
-        for name, facts in _load(folder / "runs.json", "run the study again").items():
-            if not isinstance(facts, dict):
+        for name, result in _load(folder / "runs.json", "run the study again").items():
+            if not isinstance(result, dict):
                 raise UserError(f"{folder / 'runs.json'} is damaged; run the study again")
-            yield folder / "arms" / name / "result.json", facts
+            yield folder / "arms" / name / "result.json", result
 
 
 def mixed(
     identities: Sequence[Mapping[str, Any]], axes: Sequence[Mapping[str, Any]], but: Sequence[str] = ()
 ) -> list[str]:
-    """What identities differ in beside what these axes vary, in words. Studies of old tell none."""
+    """In what identities differ beyond what these axes vary, in words; nothing where no run states its identity."""
     varied = {str(axis.get("key")).partition(".")[0] for axis in axes}
     may = {part for part, section in (("data", "data"), ("precision", "trainer")) if section in varied}
     return apart(*identities, but={*may, *but}) if any(identities) else []
@@ -190,7 +190,7 @@ def _load(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def _printable(content: Any) -> Any:
-    """The content without characters that no page may hold or that write over others (control, surrogates)."""
+    """The content without control characters, surrogates and the like, which garble a page or a terminal."""
     if isinstance(content, str):
         return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in content)
     if isinstance(content, list):
@@ -200,11 +200,11 @@ def _printable(content: Any) -> Any:
     return content
 
 
-def flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """All numbers in nested dicts by dotted names. A list beside `levels` is one number per level (`h@0.5`), an
+def flat(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers in nested dicts, by dotted names. A list beside `levels` gives a number per level (`h@0.5`), an
     interval its two ends.
     """
-    for key, value in facts.items():
+    for key, value in result.items():
         name = prefix + str(key)
         if isinstance(value, bool) or (not prefix and (key in NOT_METRICS or not isinstance(value, dict))):
             continue
@@ -215,25 +215,25 @@ def flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, floa
         elif isinstance(value, list) and key == "interval":
             yield from flat(dict(zip(("low", "high"), value, strict=False)), name + ".")
         elif isinstance(value, list) and key != "levels":
-            for level, y in zip(facts.get("levels") or (), value, strict=False):
+            for level, y in zip(result.get("levels") or (), value, strict=False):
                 if isinstance(y, int | float):
                     yield f"{name}@{level}", float(y)
 
 
-def as_json(study: Study) -> str:
-    """What all runs have written, by the names of their folders: in place of these for whoever puts a study away."""
-    return json.dumps({run.folder.name: run.facts for run in study.runs.values()}, indent=1) + "\n"
+def as_json(study: Results) -> str:
+    """What all runs have written, by the names of their folders, which an archive can then do without."""
+    return json.dumps({run.folder.name: run.result for run in study.runs.values()}, indent=1) + "\n"
 
 
-def tidy(study: Study) -> list[dict[str, Any]]:
-    """A row per finished run and metric, and one without a metric per failed run."""
-    keys = list(dict.fromkeys(key for run in study.runs.values() for key in run.facts.get("place") or {}))
+def tidy(study: Results) -> list[dict[str, Any]]:
+    """A row for each metric of each finished run, and a row without a metric for each failed run."""
+    keys = list(dict.fromkeys(key for run in study.runs.values() for key in run.result.get("place") or {}))
     rows = []
     for arm, seed in study.planned:
         if run := study.runs.get((arm, seed)):
             place = study.place(arm)
             known = {"study": study.settings["name"], "arm": arm} | {key: place.get(key) for key in keys}
-            known |= {"seed": seed, "hash": run.facts.get("hash"), "status": run.facts.get("status")}
+            known |= {"seed": seed, "hash": run.result.get("hash"), "status": run.result.get("status")}
             metrics = run.metrics.items() if run.finished else [("", None)]
             rows += [known | {"metric": name, "value": value} for name, value in metrics]
     return rows
@@ -248,7 +248,7 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
 
 
 def as_parquet(rows: list[dict[str, Any]]) -> bytes | None:
-    """None where pyarrow is missing. A column of places that mixes numbers and words is one of words."""
+    """None without pyarrow. A column of places that mixes numbers and strings becomes one of strings."""
     try:
         import pyarrow as pa
         from pyarrow import parquet

@@ -23,18 +23,21 @@ from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 from rich.table import Table
 
-from twoview.ablate import results
-from twoview.ablate.arm import Judge, Stopped, arm_hash, run_arm, training_config, write_json
-from twoview.ablate.display import Display
+from twoview.ablate import page
+from twoview.ablate.arm import ABOUT, OF_THE_STUDY, RESULT, Judge, Stopped, arm_hash, run_arm, training_config
+from twoview.ablate.budget import affordable, measured_seconds, steps_of_an_epoch
+from twoview.ablate.progress import StudyProgress
+from twoview.ablate.results import Results, mixed, read
 from twoview.ablate.study import Arm, Plan, Study
-from twoview.ablate.trial import affordable, measured_seconds, steps_of_an_epoch
 from twoview.cli import schema
 from twoview.cli.entry import overrides, plain
 from twoview.cli.explain import explain
 from twoview.cli.program import spelled
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
-from twoview.report.words import clock, listed
+from twoview.report.words import NONE, clock, in_points, listed, percent, span
+from twoview.run.atomic import save
+from twoview.run.folder import read_json
 from twoview.run.identity import code_digest, data_digest, differences, relevant
 from twoview.run.saving import held
 from twoview.train import pretrain
@@ -42,7 +45,6 @@ from twoview.train import pretrain
 log = logging.getLogger(__name__)
 
 KEYS = {"folder": str, "budget": float | None, "dry_run": bool, "report": str | None}
-OWN = ("study", "judge", "folder", "budget", "dry_run", "report")  # words that `train.py` does not take
 YEAR = 525_600  # minutes
 
 
@@ -57,8 +59,8 @@ class Job:
     folder: Path
 
     def is_finished(self, protocol_hash: str) -> bool:
-        """Trained and judged, by the protocol of the study: what was judged by another is judged again."""
-        found = _json(self.folder / "result.json")
+        """Trained and judged by the protocol of the study; an arm judged by another one is judged again."""
+        found = read_json(self.folder / RESULT)
         return found.get("status") == "finished" and found.get("protocol_hash") == protocol_hash
 
 
@@ -73,12 +75,12 @@ def ablate_command(composed: DictConfig) -> int:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM stops the study as ctrl-C does. While an arm is trained its run takes both, to save its state first."""
+    """SIGTERM stops the study as ctrl-C does. While an arm trains, its run handles both and saves its state first."""
 
     def stop(number: int, frame: Any) -> None:
         raise Stopped("SIGTERM")
 
-    if threading.current_thread() is not threading.main_thread():  # to which alone signals come
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
@@ -113,7 +115,7 @@ def _ablate(
     more = []
     if config["budget"] is not None:
         runs = len(plan.arms) * len(study.seeds)
-        base["epochs"] = _epochs_of_last_time(folder, config["budget"]) or affordable(
+        base["epochs"] = _epochs_chosen_before(folder, config["budget"]) or affordable(
             config["budget"], runs, base, judge, len(train)
         )
         more.append(f"epochs={base['epochs']}")
@@ -138,18 +140,16 @@ def _ablate(
         if any(job.is_finished(judge.protocol_hash) for job in jobs):
             _report(folder)
         return code
-    failed = [job for job in jobs if _json(job.folder / "result.json").get("status") != "finished"]
+    failed = [job for job in jobs if read_json(job.folder / RESULT).get("status") != "finished"]
     for job in failed:
-        error = _json(job.folder / "result.json").get("error", "no result; see its log.txt")
+        error = read_json(job.folder / RESULT).get("error", "no result; see its log.txt")
         log.info("failed: %s, seed %d: %s (%s)", job.arm.name, job.seed, error, job.folder)
     return max(_report(folder), 1 if failed else 0)
 
 
 def _report(folder: Path) -> int:
-    from twoview.ablate import report
-
-    report.write(folder)
-    get_console().print(_verdicts(results.read(folder)))
+    page.write(folder)
+    get_console().print(_verdicts(read(folder)))
     log.info("report: %s", folder / "report.html")
     return 0
 
@@ -206,15 +206,14 @@ def _settings(study: Study, plan: Plan, judge: Judge, base: dict[str, Any], trai
 
 def _refuse_other_study(folder: Path, settings: dict[str, Any]) -> None:
     """A folder holds one study: of one name, one kind, and of runs that differ in nothing but what it varies."""
-    there = _json(folder / "study.json")
+    there = read_json(folder / "study.json")
     changes = [
         f"{key} {settings[key]} instead of {there[key]}"
         for key in ("name", "kind")
         if key in there and there[key] != settings[key]
     ]
     if there.get("base", settings["base"]) != settings["base"]:
-        known = isinstance(there.get("config"), dict)  # studies of old kept the hash alone
-        changes += differences(there["config"], settings["config"]) if known else ["runs of another configuration"]
+        changes += differences(there.get("config") or {}, settings["config"])
     if changes:
         raise UserError(
             f"{folder} holds another study ({there.get('command')}). This one has {listed(changes)}: give it a folder "
@@ -223,10 +222,10 @@ def _refuse_other_study(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _refuse_other_code(finished: Sequence[Job], settings: dict[str, Any], train: SampleSet) -> None:
-    """Said before hours of training: the report would refuse to compare old arms with new ones."""
+    """The report would refuse to compare old arms with new ones; said here, before hours of training."""
     now = {"code": code_digest(), "data": data_digest(train)}
-    known = [_json(job.folder / "result.json").get("identity") or {} for job in finished]
-    unlike = results.mixed([*known, now], settings["axes"], but=("precision", "after"))
+    known = [read_json(job.folder / RESULT).get("identity") or {} for job in finished]
+    unlike = mixed([*known, now], settings["axes"], but=("precision", "after"))
     if finished and unlike and not settings["allow_changes"]:
         raise UserError(
             f"{len(finished)} runs of the study were made with other {' and '.join(unlike)} than there are now: delete "
@@ -235,14 +234,14 @@ def _refuse_other_code(finished: Sequence[Job], settings: dict[str, Any], train:
 
 
 class _Composer:
-    """Makes configurations of arms as Hydra does for the jobs of a sweep: from the words of the command line and those
-    of the arm.
+    """Composes configurations of arms as Hydra does for the jobs of a sweep: from the overrides of the command line and
+    those of the arm.
     """
 
     def __init__(self, more: Sequence[str]) -> None:
         hydra = HydraConfig.get()
         self.loader = GlobalHydra.instance().config_loader()
-        self.own = [word for word in overrides() if word.lstrip("+~").split("=")[0].split(".")[0] not in OWN]
+        self.own = [word for word in overrides() if word.lstrip("+~").split("=")[0].split(".")[0] not in OF_THE_STUDY]
         self.more = tuple(more)
         self.master = self.loader.load_configuration(
             hydra.job.config_name, overrides=[*hydra.overrides.hydra, *hydra.overrides.task], run_mode=RunMode.MULTIRUN
@@ -253,13 +252,13 @@ class _Composer:
         return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
     def jobs(self, plan: Plan, seeds: Sequence[int], folder: Path) -> list[Job]:
-        """Every arm with every seed, checked as `train.py` checks a run: mistakes are said before the first starts."""
+        """Each arm with each seed, checked as a run is: mistakes are reported before the first arm starts."""
         jobs = []
         for arm in plan.arms:
             try:
                 composed = self.config([*arm.words, *self.more])
                 pretrain.check(training_config(plain(composed)))
-            except Exception as error:  # whatever Hydra makes of an arm's words
+            except Exception as error:  # Hydra raises many kinds for overrides that make no sense
                 raise UserError(f"arm {arm.name!r} of the study: {explain(error)}") from error
             for seed in seeds:
                 composed.seed = seed
@@ -281,24 +280,28 @@ class _Composer:
 
 
 def _prepare(folder: Path, settings: dict[str, Any], todo: Sequence[Job], own: Sequence[str]) -> None:
-    """Writes what is known before the first run starts: the study, and of each arm who it is."""
+    """Writes what is known before the first run starts: the study, and what each arm is."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "study.json", settings)
+        _write(folder / "study.json", settings)
         for job in todo:
             job.folder.mkdir(parents=True, exist_ok=True)
-            (job.folder / "result.json").unlink(missing_ok=True)
+            (job.folder / RESULT).unlink(missing_ok=True)
             command = spelled("train", *own, *job.words)
             about = {"arm": job.arm.name, "seed": job.seed, "place": job.arm.place, "hash": job.hash}
-            write_json(job.folder / "arm.json", about | {"words": list(job.words), "command": command})
+            _write(job.folder / ABOUT, about | {"words": list(job.words), "command": command})
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}; choose another by folder=...") from error
+
+
+def _write(path: Path, content: Any) -> None:
+    save(path, json.dumps(content, indent=1) + "\n")
 
 
 def _launch(composer: _Composer, todo: Sequence[Job], steps: int) -> str | None:
     """Runs arms through the launcher that `hydra/launcher` names. Returns why they were stopped, if they were."""
     batch = [[*overrides(), *job.words, f"hydra.sweep.subdir=arms/{job.hash}"] for job in todo]
-    with Display({job.folder: f"{job.arm.name}, seed {job.seed}" for job in todo}, steps):
+    with StudyProgress({job.folder: f"{job.arm.name}, seed {job.seed}" for job in todo}, steps):
         try:
             returns = composer.launcher().launch(batch, initial_job_idx=0)
         except KeyboardInterrupt as stop:
@@ -308,7 +311,7 @@ def _launch(composer: _Composer, todo: Sequence[Job], steps: int) -> str | None:
     for done in returns:
         try:
             status = str(done.return_value)
-        except Exception as error:  # the launcher's: run_arm writes down its own
+        except Exception as error:  # of the launcher: run_arm records those of the arm
             log.info("a job of the launcher ended with %s", explain(error))
             continue
         if status.startswith("stopped: "):
@@ -316,9 +319,9 @@ def _launch(composer: _Composer, todo: Sequence[Job], steps: int) -> str | None:
     return None
 
 
-def _epochs_of_last_time(folder: Path, minutes: float) -> int | None:
-    """Those that the same command chose before, where the folder holds its study already."""
-    there = _json(folder / "study.json")
+def _epochs_chosen_before(folder: Path, minutes: float) -> int | None:
+    """The epochs that the same command chose when it began the study in this folder."""
+    there = read_json(folder / "study.json")
     same = there.get("budget_minutes") == minutes and there.get("words") == overrides()
     return int(there["epochs"]) if same else None
 
@@ -340,29 +343,15 @@ def _list(jobs: Sequence[Job], todo: Sequence[Job], seconds: tuple[float, float]
         )  # fmt: skip
 
 
-def _verdicts(study: results.Study) -> Table:
+def _verdicts(study: Results) -> Table:
     table = Table(title=str(study.settings["title"]), title_justify="left")
     for name in ("arm", "linear top-1 %", "difference to the reference, points", "verdict"):
         table.add_column(name)
     for arm, interval in study.intervals.items():
         difference = study.differences.get(arm)
-        change = verdict = "reference" if arm == study.reference else "-"
-        if difference is not None:
-            change, verdict = _span(difference.mean, difference.low, difference.high, "+.1f"), difference.verdict
-        table.add_row(arm, _span(interval.mean, interval.low, interval.high, ".1f"), change, verdict)
+        change = verdict = "reference" if arm == study.reference else NONE
+        if difference is not None and difference.mean is not None:
+            change = f"{in_points(difference.mean)} {span(difference.limits, in_points)}"
+            verdict = difference.verdict
+        table.add_row(arm, f"{percent(interval.mean)} {span(interval.limits)}", change, verdict)
     return table
-
-
-def _span(mean: float | None, low: float | None, high: float | None, how: str) -> str:
-    if mean is None:
-        return "-"
-    text = format(100 * mean, how)
-    return text if low is None or high is None else f"{text} [{100 * low:{how}}, {100 * high:{how}}]"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from twoview.card.parts import Encoder, Judged
+from twoview.card.measures import Encoder, Judged
 from twoview.data.set import SampleSet
 from twoview.rng import permutation
 
@@ -78,8 +78,8 @@ def maps(judged: Judged) -> dict[str, list[Map]]:
     for name, encoder in judged.encoders.items():
         x = F.normalize(encoder.test[index.to(encoder.test.device)].double().cpu(), dim=1)
         points, share = principal(x, 50)
-        told = f"{100 * float(share[:2].sum()):.0f} % of the variance"
-        found[name] = [Map("principal components", points[:, :2], labels, told)]
+        note = f"{100 * float(share[:2].sum()):.0f} % of the variance"
+        found[name] = [Map("principal components", points[:, :2], labels, note)]
         if (further := _neighbour_map(points, judged.config["seed"])) is not None:
             found[name].append(Map(*further, labels, "distances between groups mean little"))
     return found

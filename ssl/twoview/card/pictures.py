@@ -1,4 +1,4 @@
-"""The pictures of a card that show images and features themselves: the sheet of neighbours, and the maps."""
+"""The figures of a card that show images and features themselves: nearest neighbours, and maps."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,19 +8,19 @@ import numpy as np
 from torch import Tensor
 
 from twoview.card.atlas import NEIGHBOURS, Map, Shown
-from twoview.card.figures import NAMES, Draw
-from twoview.card.parts import RUN, UNTRAINED
-from twoview.report.page import Theme
+from twoview.card.figures import NAMES
+from twoview.card.measures import RUN, UNTRAINED
 from twoview.report.plots import canvas, fold
+from twoview.report.theme import Plot, Theme
 
 HUES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#999933", "#9988dd")
 
 
-def neighbours(shown: Sequence[Shown]) -> Draw:
+def neighbours(shown: Sequence[Shown]) -> Plot:
     """A row per query; a frame says whether a neighbour is of its class."""
     names = [name for name in NAMES if name in shown[0].neighbours]
 
-    def draw(theme: Theme) -> Any:
+    def plot(theme: Theme) -> Any:
         blocks = [names] if not theme.narrow else [[name] for name in names]  # below each other on a phone
         columns = 1 + len(blocks[0]) * NEIGHBOURS
         gap, head = 0.35, 0.75  # in pictures
@@ -50,7 +50,7 @@ def neighbours(shown: Sequence[Shown]) -> Draw:
         panel.set(xlim=(0, across), ylim=(down, 0))
         return figure
 
-    return draw
+    return plot
 
 
 def _place(panel: Any, x: float, y: float, pixels: Tensor, right: bool | None, theme: Theme) -> None:
@@ -66,12 +66,12 @@ def _place(panel: Any, x: float, y: float, pixels: Tensor, right: bool | None, t
         panel.add_patch(Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, fill=False, ec=tint, ls=style, lw=1.6))
 
 
-def maps(found: Mapping[str, Sequence[Map]], classes: Sequence[str]) -> Draw:
+def maps(found: Mapping[str, Sequence[Map]], classes: Sequence[str]) -> Plot:
     """A row per encoder and a column per method."""
     names = [name for name in NAMES if name in found]
     hues = HUES if len(classes) <= len(HUES) else ()
 
-    def draw(theme: Theme) -> Any:
+    def plot(theme: Theme) -> Any:
         columns = max(len(found[name]) for name in names)
         side = theme.width / columns
         lines = math.ceil(len(classes) / (3 if theme.narrow else 5)) if hues and classes else 0
@@ -101,10 +101,10 @@ def maps(found: Mapping[str, Sequence[Map]], classes: Sequence[str]) -> Draw:
             figure.legend(handles=handles, loc="outside lower center", ncols=3 if theme.narrow else 5)
         return figure
 
-    return draw
+    return plot
 
 
 def right_share(shown: Sequence[Shown], name: str = RUN) -> str:
-    """How many neighbours on the sheet are of their query's class, in words; empty without labels."""
+    """`12 of 50`: how many of the neighbours shown have the class of their query; empty without labels."""
     marks = [right for one in shown for _, right in one.neighbours[name] if right is not None]
     return f"{sum(marks)} of {len(marks)}" if marks else ""

@@ -1,30 +1,30 @@
-"""The sections of a card that need labels: what the features are worth."""
+"""The sections of a card that need labels: how well classes can be read from the features."""
 
 from collections.abc import Sequence
 
 from twoview.card import figures
 from twoview.card.figures import MANY, NAMES, among
-from twoview.card.parts import RUN
-from twoview.card.tables import PAIRED_NOTE, Card, interval_gap, missing, paired_gap, share_words, span
+from twoview.card.measures import RUN
+from twoview.card.tables import PAIRED_NOTE, Card, interval_gap, missing, paired_gap, share_cell, share_words
 from twoview.report.page import Cell, Section
 from twoview.report.words import percent
 
 
 def accuracy(card: Card, section: Section) -> None:
-    facts = card.facts
-    if "linear" not in facts:
-        section.paragraph(missing(facts, "linear"))
+    content = card.content
+    if "linear" not in content:
+        section.paragraph(missing(content, "linear"))
         return
-    linear, knn, rows = facts["linear"], facts.get("knn", {}), []
-    rows.append(card.scores("linear probe", linear, facts["paired"].get("linear", {})))
+    linear, knn, rows = content["linear"], content.get("knn", {}), []
+    rows.append(card.scores("linear probe", linear, content["paired"].get("linear", {})))
     ridge = {name: linear[name]["ridge"] for name in among(linear)}
-    rows.append(card.scores("ridge", ridge, facts["paired"].get("ridge", {})))
+    rows.append(card.scores("ridge", ridge, content["paired"].get("ridge", {})))
     if knn:
         label = Cell("kNN", f"k = {knn['fixed'][0]}, temperature {knn['fixed'][1]:g}")
-        rows.append(card.scores(label, knn, facts["paired"]["knn"]))
+        rows.append(card.scores(label, knn, content["paired"]["knn"]))
     if linear[RUN]["top5"] is not None:
         top5 = {name: {"top1": linear[name]["top5"]} for name in among(linear)}
-        rows.append(card.scores("linear probe, top-5", top5, facts["paired"].get("top5", {})))
+        rows.append(card.scores("linear probe, top-5", top5, content["paired"].get("top5", {})))
     section.table(card.header("top-1, %"), rows, card.columns, PAIRED_NOTE)
     own = linear[RUN]
     section.paragraph(
@@ -41,11 +41,11 @@ def accuracy(card: Card, section: Section) -> None:
 
 
 def few_labels(card: Card, section: Section) -> None:
-    few, rows = card.facts["few_labels"], []
+    few, rows = card.content["few_labels"], []
     entries = [entry for entry in few["fractions"] if RUN in entry]
     if entries:
         card.figure(
-            section, "few_labels", figures.few_labels(few, card.facts["linear"][RUN]["chance"]),
+            section, "few_labels", figures.few_labels(few, card.content["linear"][RUN]["chance"]),
             "Accuracy over the share of the labels", "Dots: draws of the labelled images; bars: 95 % interval. The "
             f"same {few['seeds']} draws for every encoder.",
         )  # fmt: skip
@@ -54,7 +54,7 @@ def few_labels(card: Card, section: Section) -> None:
         if "missing" in entry:
             section.paragraph(f"{share_words(entry['fraction'])} of the labels: {entry['missing']}")
             continue
-        cells = {n: Cell(percent(entry[n]["mean"], 2), span(entry[n]["interval"], 2)) for n in among(entry)}
+        cells = {n: share_cell(entry[n]["mean"], entry[n]["interval"], 2) for n in among(entry)}
         gaps = {n: interval_gap(entry[n]["difference"]) for n in card.others if n in entry}
         rows.append(card.row(label, cells, gaps))
     if rows:
@@ -67,7 +67,7 @@ def few_labels(card: Card, section: Section) -> None:
 
 def transfer(card: Card, section: Section) -> None:
     rows = []
-    for name, found in card.facts["transfer"].items():
+    for name, found in card.content["transfer"].items():
         for score, label in (("linear", "linear probe"), ("knn", "kNN")):
             first = Cell(name, f"{label}, {found['classes']} classes")
             rows.append(card.scores(first, found[score], found["paired"][score]))
@@ -75,7 +75,7 @@ def transfer(card: Card, section: Section) -> None:
 
 
 def robustness(card: Card, section: Section) -> None:
-    found, rows = card.facts["robustness"], []
+    found, rows = card.content["robustness"], []
     card.figure(
         section, "robustness", figures.robustness(found), "Accuracy on corrupted images by kind and severity",
         f"Accuracy in percent of the linear classifier, fitted on images as they are, on {found['images']:,} test "
@@ -83,20 +83,20 @@ def robustness(card: Card, section: Section) -> None:
         "(Hendrycks & Dietterich, ICLR 2019) that need the image alone, made with this project's own code and random "
         "numbers: compare with other cards, not with published tables.",
     )  # fmt: skip
-    cells = {n: Cell(percent(found[n]["clean"]), span(found[n]["clean_interval"])) for n in among(found)}
-    clean = card.facts["paired"]["clean"]
+    cells = {n: share_cell(found[n]["clean"], found[n]["clean_interval"]) for n in among(found)}
+    clean = card.content["paired"]["clean"]
     rows.append(card.row("not corrupted", cells, {n: paired_gap(clean[n]) for n in card.others}))
     groups = dict.fromkeys(found["groups"].values())
     for label in ("corrupted", *groups):
         of = {n: found[n] if label == "corrupted" else found[n]["by_group"][label] for n in among(found)}
-        cells = {n: Cell(percent(x["mean"]), span(x["interval"])) for n, x in of.items()}
+        cells = {n: share_cell(x["mean"], x["interval"]) for n, x in of.items()}
         rows.append(card.row(label, cells, {n: interval_gap(of[n]["difference"]) for n in card.others}))
     note = "Intervals are over images, each with the mean of its corruptions; differences are paired by image."
     section.table(card.header("top-1, %"), rows, card.columns, note)
 
 
 def calibration(card: Card, section: Section) -> None:
-    linear = card.facts["linear"]
+    linear = card.content["linear"]
     errors = [f"{percent(linear[name]['ece'])} % for {NAMES[name]}" for name in among(linear)]
     section.paragraph(
         "How far the linear classifier's confidence is from its accuracy: expected calibration error (15 bins) "
@@ -110,13 +110,13 @@ def calibration(card: Card, section: Section) -> None:
 
 
 def classes(card: Card, section: Section) -> None:
-    linear, classes = card.facts["linear"], card.facts["classes"]
+    linear, classes = card.content["linear"], card.content["classes"]
     card.figure(
         section, "confusion", figures.confusion(linear, classes), "Confusion matrix",
         "Rows: the class of a test image; columns: what the linear classifier says, in percent of the row"
         + ("." if len(classes) <= MANY else "; colours show the square root."),
     )  # fmt: skip
-    counts = card.facts["test_counts"]
+    counts = card.content["test_counts"]
     order: Sequence[int] = range(len(classes))
     if len(classes) > MANY:
         known = [c for c in order if linear[RUN]["per_class"][c] is not None]

@@ -19,9 +19,9 @@ from omegaconf import DictConfig
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from twoview.card import atlas, parts, report
-from twoview.card.facts import about, caveats, finite, unlabelled
-from twoview.card.parts import OTHER, RUN, UNTRAINED, Encoder, Judged
+from twoview.card import atlas, measures, page
+from twoview.card.about import about, caveats, finite, unlabelled
+from twoview.card.measures import OTHER, RUN, UNTRAINED, Encoder, Judged
 from twoview.cli import schema
 from twoview.cli.configs import options
 from twoview.cli.entry import plain
@@ -32,9 +32,9 @@ from twoview.errors import UserError
 from twoview.evaluate.classify.labelled import check_strengths
 from twoview.evaluate.features import extract
 from twoview.evaluate.subject import Subject, checkpoint_file, frozen, subject
-from twoview.report.curves import read_metrics
 from twoview.report.words import clock
 from twoview.run.checkpoint import instantiate_own, load_projector
+from twoview.run.folder import METRICS, read_metrics
 from twoview.run.identity import apart
 from twoview.watch.doctor import examine_run
 
@@ -104,14 +104,14 @@ def evaluate_command(composed: DictConfig) -> int:
             if found is not None:
                 (drawn if name in DRAWN else facts)[name] = found
         facts["caveats"] = caveats(judged, own, missing)
-        facts["paired"] = parts.differences(judged.right)
+        facts["paired"] = measures.differences(judged.right)
         for network, _ in networks.values():
             network.to("cpu")
     for name, proof in proofs.items():
         facts["encoders"][name] |= {"frozen": proof}
     facts |= {"missing": missing, "seconds": seconds, "total_seconds": round(time.monotonic() - started, 2)}
     began = time.monotonic()
-    report.write(folder, finite(facts), drawn)
+    page.write(folder, finite(facts), drawn)
     log.debug("page and pictures in %.1f s", time.monotonic() - began)
     log.info("done in %s: %s", clock(time.monotonic() - started), folder / "card.html")
     return 0
@@ -127,24 +127,24 @@ def _parts(judged: Judged, folder: Path, elsewhere: Mapping[str, Sets]) -> list[
     ckpt = checkpoint_file(config["ckpt"]).parent
 
     def neighbours() -> list[atlas.Shown]:
-        parts.neighbours(judged)
+        measures.neighbours(judged)
         return atlas.sheet(judged)
 
     every: list[tuple[bool, Part]] = [
-        (True, ("linear", lambda: parts.linear(judged))),
+        (True, ("linear", lambda: measures.linear(judged))),
         (True, ("neighbours", neighbours)),
-        (True, ("knn", lambda: parts.knn(judged))),
-        (bool(config["fractions"]), ("few_labels", lambda: parts.few_labels(judged))),
-        (bool(config["transfer"]), ("transfer", lambda: parts.transfer(judged, elsewhere))),
-        (config["corruption_images"] > 0, ("robustness", lambda: parts.robustness(judged))),
-        (config["quality_images"] > 0, ("quality", lambda: parts.pairs(judged))),
-        (config["invariance_images"] > 0, ("invariance", lambda: parts.ignored(judged))),
+        (True, ("knn", lambda: measures.knn(judged))),
+        (bool(config["fractions"]), ("few_labels", lambda: measures.few_labels(judged))),
+        (bool(config["transfer"]), ("transfer", lambda: measures.transfer(judged, elsewhere))),
+        (config["corruption_images"] > 0, ("robustness", lambda: measures.robustness(judged))),
+        (config["quality_images"] > 0, ("quality", lambda: measures.pairs(judged))),
+        (config["invariance_images"] > 0, ("invariance", lambda: measures.ignored(judged))),
         (config["map_images"] > 0, ("maps", lambda: atlas.maps(judged))),
         (
             config["map_images"] > 0,
             ("projector", lambda: atlas.projector(judged, judged.encoders[RUN], folder / "projector")),
         ),
-        (True, ("curves", lambda: read_metrics(ckpt / "metrics.csv"))),
+        (True, ("curves", lambda: read_metrics(ckpt / METRICS))),
         (True, ("doctor", lambda: examine_run(ckpt).plain())),
     ]
     return [part for wanted, part in every if wanted]

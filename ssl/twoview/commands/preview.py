@@ -25,8 +25,8 @@ from twoview.cli.entry import plain
 from twoview.cli.schema import unknown_option
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
-from twoview.report.curves import save
-from twoview.report.sheet import Band, Picture, draw, positives
+from twoview.report.sheet import DPI, Band, Picture, draw, positives
+from twoview.report.theme import write_plot
 from twoview.rng import Draw, permutation
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def preview_command(composed: DictConfig) -> int:
         about += " First views are mixed with their neighbour's."
     figure = draw(f"{name} · seed {config['seed']}, epoch {config['epoch']}", about, bands)
     path = Path(config["out"] or f"preview_{config['mode']}.png")
-    save(figure, path)
+    write_plot(path, lambda theme: figure, DPI)
     log.info("written to %s", path)
     if config["tensorboard"]:
         try:

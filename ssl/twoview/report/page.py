@@ -5,112 +5,23 @@
     section.paragraph("A colour distortion helps.")
     section.numbers([("71.2 %", "linear probe, best arm")])
     section.table(["arm", "top-1"], [["s=0", Cell("65.1 %", note="[64.0, 66.2]", mark="bad")]], align="lr")
-    section.figure(draw, alt="A curve that rises", caption="Mean of 3 seeds.")  # draw(theme) -> matplotlib Figure
+    section.figure(plot, alt="A curve that rises", caption="Mean of 3 seeds.")  # plot(theme) -> matplotlib Figure
     page.write(folder / "report.html")
 
-All text is escaped. A figure is drawn four times, for light and dark, wide and narrow, and the browser picks.
+All text is escaped. A figure is drawn four times, light and dark, wide and narrow, and the browser chooses.
 """
 
 import base64
-import io
-import os
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from twoview.errors import UserError
+from twoview.report.theme import DARK, LIGHT, NARROW, WIDE, Plot, Theme, render
+from twoview.run.atomic import save
 
-WIDE, NARROW = 7.8, 4.0  # inches
-FONTS = ["system-ui", "Inter", "Segoe UI", "Roboto", "Helvetica Neue", "Helvetica", "Arial", "DejaVu Sans"]
 MARKS = ("", "good", "bad", "best", "pale")
-
-
-@dataclass(frozen=True)
-class Theme:
-    """The colours that a figure is drawn in, and its width in inches. `good` and `bad` (blue and vermilion), and the
-    sequential `ramp`, whose lightness alone tells its order, are told apart by the colour-blind as well.
-    """
-
-    paper: str
-    ink: str
-    pale: str
-    rule: str
-    good: str
-    bad: str
-    ramp: tuple[str, ...]
-    width: float = WIDE
-
-    @property
-    def narrow(self) -> bool:
-        return self.width < (WIDE + NARROW) / 2
-
-    def colours(self, n: int) -> list[Any]:
-        """`n` colours for things in order, all readable on the paper."""
-        from matplotlib import colormaps
-
-        dark = self.paper < "#8"
-        low, high = (0.2, 1.0) if dark else (0.0, 0.87)
-        return [colormaps["viridis"](low + (high - low) * i / max(1, n - 1)) for i in range(n)]
-
-    def style(self) -> Any:
-        """matplotlib's settings, a dict."""
-        return {
-            "figure.facecolor": self.paper,
-            "figure.dpi": 100,
-            "savefig.facecolor": self.paper,
-            "axes.facecolor": self.paper,
-            "axes.edgecolor": self.pale,
-            "axes.labelcolor": self.pale,
-            "axes.titlecolor": self.ink,
-            "axes.titlelocation": "left",
-            "axes.titlesize": 10,
-            "axes.titleweight": "bold",
-            "axes.labelsize": 9,
-            "axes.linewidth": 0.8,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.axisbelow": True,
-            "axes.unicode_minus": True,
-            "grid.color": self.rule,
-            "grid.linewidth": 0.8,
-            "text.color": self.ink,
-            "text.parse_math": False,  # a dollar in a name is a dollar
-            "xtick.color": self.pale,
-            "ytick.color": self.pale,
-            "xtick.labelsize": 9,
-            "ytick.labelsize": 9,
-            "xtick.major.size": 3,
-            "ytick.major.size": 3,
-            "legend.frameon": False,
-            "legend.fontsize": 9,
-            "font.family": ["sans-serif"],
-            "font.sans-serif": FONTS,
-            "font.size": 9.5,
-            "lines.solid_capstyle": "round",
-            "svg.fonttype": "none",  # the letters of the page, and a file that is a third of the size
-            "svg.hashsalt": "twoview",
-        }
-
-
-LIGHT = Theme("#ffffff", "#1b1f24", "#5c6570", "#e4e7eb", "#0067a8", "#c24a00", ("#f3f7fb", "#7fb2d8", "#0b3d66"))
-DARK = Theme("#15181c", "#e8eaed", "#a0a8b2", "#2d333a", "#5db4ee", "#f0954a", ("#1c242c", "#2f6f9f", "#c4e4fb"))
-
-Draw = Callable[[Theme], Any]
-
-
-def render(draw: Draw, theme: Theme = LIGHT, form: str = "png", dpi: int = 200) -> bytes:
-    """The figure of `draw(theme)` as the bytes of a file, the same ones for the same figure."""
-    try:
-        from matplotlib import rc_context
-    except ImportError as error:
-        raise UserError("a figure needs matplotlib: pip install 'twoview[report]'") from error
-    file = io.BytesIO()
-    with rc_context(theme.style()), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a browser has fonts for more letters
-        draw(theme).savefig(file, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else None)
-    return file.getvalue()
 
 
 class Cell(NamedTuple):
@@ -162,10 +73,10 @@ class Section:
             raise ValueError(f"marks {sorted(unknown)} are none of {MARKS}")
         self._add("table", header=cells[0], rows=cells[1:], align=align, caption=caption)
 
-    def figure(self, draw: Draw, alt: str, caption: str = "") -> None:
-        """What `draw(theme)` draws, `theme.width` inches wide."""
+    def figure(self, plot: Plot, alt: str, caption: str = "") -> None:
+        """A plot, as wide as the theme says."""
         sources = [
-            (media, _svg(draw, replace(theme, width=width)))
+            (media, _svg(plot, replace(theme, width=width)))
             for media, theme, width in (
                 ("screen and (max-width: 40rem) and (prefers-color-scheme: dark)", DARK, NARROW),
                 ("screen and (max-width: 40rem)", LIGHT, NARROW),
@@ -211,24 +122,8 @@ class Page(Section):
         save(path, self.html())
 
 
-def save(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all: beside its place first, then renamed. UserError where that fails."""
-    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
-    part = path.with_name(f".{path.name[:80]}.{os.getpid()}.part")
-    try:
-        try:
-            part.write_bytes(data)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; make room or give it a folder you may write"
-        ) from error
-
-
-def _svg(draw: Draw, theme: Theme) -> str:
-    drawn = render(draw, theme, "svg").replace(b"'system-ui'", b"system-ui")  # no name of a font but a keyword
+def _svg(plot: Plot, theme: Theme) -> str:
+    drawn = render(plot, theme, "svg").replace(b"'system-ui'", b"system-ui")  # a keyword of CSS, not a font's name
     return _uri("svg+xml", drawn)
 
 

@@ -1,10 +1,15 @@
-"""What the figures of all reports share: their canvas, folded names and tiles."""
+"""What the figures of all reports are made of: a canvas, folded names, tiles, and profiles of invariance."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from textwrap import shorten, wrap
 from typing import Any
 
-from twoview.report.page import Theme
+from twoview.report.theme import Theme
+
+DASHED = (0, (3, 2))
+SPACES: dict[str, Any] = {"h": "-", "z": DASHED}  # lines of the representation and of the projection
+ALIKE = 1 - 1e-5  # from here on all images are the same to an encoder, up to rounding
 
 
 def fold(name: str, width: int, lines: int = 2) -> str:
@@ -74,3 +79,44 @@ def ink_on(paint: Any) -> str:
 
     white, black = "#ffffff", "#14181d"
     return white if luminance(white) / luminance(paint) > luminance(paint) / luminance(black) else black
+
+
+def profiles(
+    theme: Theme,
+    facts: Mapping[str, Mapping[str, Any]],
+    curves: Sequence[tuple[Any, Callable[[str, str], Sequence[float]]]],
+) -> Any:
+    """Invariance profiles, a panel per transform, of `facts` (`levels` and `unit` by transform).
+
+    A curve is a colour and a function of the transform and the space (h, drawn solid, or z, dashed) that gives the
+    `likeness` at each level, or nothing.
+    """
+    columns = max(1, min(len(facts), 2 if theme.narrow else 4))
+    rows = max(1, math.ceil(len(facts) / columns))
+    figure = canvas(theme, rows * 2.1 + (1.2 if theme.narrow else 0.6))
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    for (name, fact), panel in zip(facts.items(), panels, strict=False):
+        levels = fact["levels"]
+        for colour, curve in curves:
+            for space, style in SPACES.items():
+                if values := curve(name, space):
+                    panel.plot(levels, values, color=colour, ls=style, lw=1.6)
+        panel.set_title(fold(name, 22, 1))
+        panel.set_xlabel(fold(str(fact.get("unit") or ""), 24))
+        panel.locator_params(axis="x", nbins=4)
+        panel.set_ylim(-0.1, 1.05)
+        panel.grid(axis="y")
+        if levels[0] > levels[-1]:  # what is left of the image: no change is on the left all the same
+            panel.invert_xaxis()
+    for panel in panels[len(facts) :]:
+        panel.set_visible(False)
+    return figure
+
+
+def likeness(similarity: float | None, strangers: float | None) -> float:
+    """A cosine similarity on a scale from 0, as unlike as two different images (`strangers`), to 1, the image itself.
+    NaN where it is unknown, or where all images are alike to the encoder.
+    """
+    if similarity is None or strangers is None or not strangers < ALIKE:
+        return math.nan
+    return (similarity - strangers) / (1 - strangers)

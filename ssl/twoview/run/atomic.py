@@ -47,16 +47,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, remedy: str = "name another file by out=...") -> Iterator[Path]:
     """A new file beside `path` to be written; at the end of the block it takes its place, after an error it goes.
 
-    What cannot be written is a UserError, and an unwritable folder is one at once.
+    What cannot be written is a UserError that ends with the `remedy`, raised at once for an unwritable folder.
     """
     try:
         if path.is_dir():
-            raise UserError(f"cannot write {path}: it is a folder; name a file by out=...")
+            raise UserError(f"cannot write {path}: it is a folder; {remedy}")
         with whole(path) as part:
             yield part
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
-        raise UserError(f"cannot write {path}: {reason}; name another file by out=...") from error
+        raise UserError(f"cannot write {path}: {reason}; {remedy}") from error
+
+
+def save(path: Path, content: str | bytes, remedy: str = "make room, or give it a folder you may write") -> None:
+    """Writes a file whole or not at all, UserError as `replacing`. Text is UTF-8; lone surrogates become `?`."""
+    with replacing(path, remedy) as part:
+        part.write_bytes(content.encode("utf-8", "replace") if isinstance(content, str) else content)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from twoview.cli import schema
 from twoview.cli.entry import plain
 from twoview.errors import UserError
-from twoview.report.curves import read_metrics
+from twoview.run.folder import CONFIG, METRICS, read_metrics
 from twoview.watch import illnesses as ill
 from twoview.watch.illnesses import Case, Finding
 
@@ -94,7 +94,7 @@ def _state(case: Case) -> str:
 
 def examine_run(run: Path) -> Diagnosis:
     """`examine` with what lies in a run's folder."""
-    rows, path = read_metrics(run / "metrics.csv"), run / "config.yaml"
+    rows, path = read_metrics(run / METRICS), run / CONFIG
     try:
         config = yaml.safe_load(path.read_text()) if path.is_file() else None
     except yaml.YAMLError as error:
@@ -111,7 +111,7 @@ def parting_words(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
     own is logged, not raised, and gives None.
     """
     try:
-        diagnosis = examine(read_metrics(run / "metrics.csv"), config)
+        diagnosis = examine(read_metrics(run / METRICS), config)
     except UserError as error:
         log.warning("doctor: no verdict: %s", error)
         return None

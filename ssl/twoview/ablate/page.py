@@ -1,29 +1,34 @@
-"""The report of a study: a page that a person would rather look at than a table, and the table for a program."""
+"""The report of a study as files: a page for people, tables for programs, and a PNG of each figure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from re import sub
 from statistics import fmean, median
 
-from twoview.ablate import figures, reasons, words
-from twoview.ablate.figures import Drawing
+from twoview.ablate import figures, findings
+from twoview.ablate.explanations import explanations
+from twoview.ablate.figures import Chart
 from twoview.ablate.markdown import markdown
-from twoview.ablate.results import HEADLINE, Study, as_csv, as_json, as_parquet, read, tidy
-from twoview.report.page import Page, Section, render, save
-from twoview.report.words import duration, percent
+from twoview.ablate.results import HEADLINE, Results, as_csv, as_json, as_parquet, read, tidy
+from twoview.report.page import Page, Section
+from twoview.report.theme import render
+from twoview.report.words import NONE, duration, listed, percent
+from twoview.run.atomic import save
+from twoview.run.folder import VIEWS
 
 
 def write(folder: Path | str) -> dict[str, Path]:
-    """Writes `report.html`, `report.md`, `results.csv`, `results.parquet` (with pyarrow), `runs.json` and the pictures
-    into the folder of a study, whole or half done, and returns the paths: `html`, `md`, `csv`, `parquet`, `runs`, `png`
-    (the main picture) and one per further picture. With `study.json`, `runs.json` is all that it needs to be written
-    again, but for the views. UserError where there is nothing to report (`twoview.ablate.results.read`),
-    or no place to write to.
+    """Writes `report.html`, `report.md`, `results.csv`, `results.parquet` (with pyarrow), `runs.json` and the figures
+    into the folder of a study, finished or not. Returns the paths: `html`, `md`, `csv`, `parquet`, `runs`, `png` (the
+    main figure) and one per further figure.
+
+    From `study.json` and `runs.json` alone all of it can be written again, but for the pictures of views. UserError
+    where there is nothing to report (`twoview.ablate.results.read`), or no place to write to.
     """
     folder = Path(folder)
     study = read(folder)
-    main, *others = drawings = [figures.accuracy(study), *reasons.drawings(study)]
-    names = {drawing: file_name(study, "" if drawing is main else drawing.name) for drawing in drawings}
+    main, *others = charts = [figures.accuracy(study), *explanations(study)]
+    names = {chart: file_name(study, "" if chart is main else chart.name) for chart in charts}
     rows = tidy(study)
     contents: dict[str, tuple[str, str | bytes | None]] = {
         "runs": ("runs.json", as_json(study)),
@@ -32,21 +37,21 @@ def write(folder: Path | str) -> dict[str, Path]:
         "md": ("report.md", markdown(study, names)),
         "html": ("report.html", page(study, main, others).html()),
     }
-    for drawing in drawings:
-        contents["png" if drawing is main else drawing.name] = names[drawing], render(drawing.draw)
+    for chart in charts:
+        contents["png" if chart is main else chart.name] = names[chart], render(chart.plot)
     written = {key: folder / name for key, (name, content) in contents.items() if content is not None}
     for key, path in written.items():
         save(path, contents[key][1] or "")
     return written
 
 
-def file_name(study: Study, what: str = "") -> str:
-    """Of a picture. A study may have any name, a file may not."""
+def file_name(study: Results, what: str = "") -> str:
+    """The name of a figure's file: a study may have any name, a file may not."""
     stem = sub(r"[^A-Za-z0-9_-]+", "_", str(study.settings["name"])).strip("_")[:60] or "study"
     return f"{stem}_{what}.png" if what else f"{stem}.png"
 
 
-def page(study: Study, main: Drawing, others: Sequence[Drawing]) -> Page:
+def page(study: Results, main: Chart, others: Sequence[Chart]) -> Page:
     settings = study.settings
     seeds, epochs = len(settings["seeds"]), settings.get("epochs")
     about = [str(settings.get("data") or ""), f"{len(settings['arms'])} arms", f"{seeds} seed{'s' * (seeds > 1)}"]
@@ -55,20 +60,20 @@ def page(study: Study, main: Drawing, others: Sequence[Drawing]) -> Page:
     about.append(str(settings.get("started") or "")[:10])
     foot = f"Protocol: {settings['protocol']}." if settings.get("protocol") else ""
     report = Page(str(settings["title"]), " · ".join(part for part in about if part), foot)
-    lead, *sentences = words.headline(study)
+    lead, *sentences = findings.headline(study)
     report.lead(lead)
     for sentence in sentences:
         report.paragraph(sentence)
-    for caveat in words.caveats(study):
+    for caveat in findings.caveats(study):
         report.notice(caveat)
-    report.figure(main.draw, main.alt, main.caption)
+    report.figure(main.plot, main.alt, main.caption)
     report.numbers(_numbers(study))
     section = report.section("Arms and verdicts")
-    header, rows, align = words.arms_table(study)
-    section.table(header, rows, align, words.TABLE_NOTE)
+    header, rows, align = findings.arms_table(study)
+    section.table(header, rows, align, findings.TABLE_NOTE)
     if study.failed:
         section.paragraph("What failed, and why:")
-        failed = [[run.arm, str(run.seed), words.error(run.facts)] for run in study.failed]
+        failed = [[run.arm, str(run.seed), findings.error(run.result)] for run in study.failed]
         section.table(["arm", "seed", "error"], failed, "lrl")
     views = [(data, arm) for arm in study.arms if (data := _views(study, arm))]
     if views:
@@ -76,14 +81,14 @@ def page(study: Study, main: Drawing, others: Sequence[Drawing]) -> Page:
         section.paragraph("Images, and below each its two views as the arm makes them.")
         section.images(views, "Views")
     if others or study.names("decode"):
-        _why(report.section("Why"), study, {drawing.name: drawing for drawing in others})
+        _why(report.section("Why"), study, others)
     _cost(report.section("Cost"), study)
     _commands(report.section("Commands"), study)
     return report
 
 
-def _numbers(study: Study) -> list[tuple[str, str]]:
-    first, home = words.best(study), study.reference
+def _numbers(study: Results) -> list[tuple[str, str]]:
+    first, home = findings.best(study), study.reference
     own, reference = (study.values(HEADLINE).get(arm, {}) for arm in (first, home))
     common = own.keys() & reference.keys() or own.keys()
     some = "" if own.keys() == reference.keys() else f", {len(common)} seed{'s' * (len(common) > 1)} in common"
@@ -103,10 +108,10 @@ def _numbers(study: Study) -> list[tuple[str, str]]:
     return numbers
 
 
-def _views(study: Study, arm: str) -> bytes | None:
+def _views(study: Results, arm: str) -> bytes | None:
     for run in study.of(arm):
         try:
-            data = (run.folder / "views.png").read_bytes()
+            data = (run.folder / VIEWS).read_bytes()
         except OSError:
             continue
         if data.startswith(b"\x89PNG"):
@@ -114,37 +119,37 @@ def _views(study: Study, arm: str) -> bytes | None:
     return None
 
 
-def _why(section: Section, study: Study, drawings: Mapping[str, Drawing]) -> None:
-    if drawings and len(study.arms) > figures.MOST:
+def _why(section: Section, study: Results, charts: Sequence[Chart]) -> None:
+    if charts and len(study.arms) > figures.MOST:
         section.paragraph(
-            f"In colour: {words.listed(figures.few(study), figures.MOST)}. results.csv has the numbers of all arms."
+            f"In colour: {listed(figures.few(study), figures.MOST)}. results.csv has the numbers of all arms."
         )
-    for drawing in drawings.values():
-        section.paragraph(drawing.lead)
-        section.figure(drawing.draw, drawing.alt, drawing.caption)
-    if found := words.decode_table(study):
+    for chart in charts:
+        section.paragraph(chart.lead)
+        section.figure(chart.plot, chart.alt, chart.caption)
+    if found := findings.decode_table(study):
         section.paragraph("Which transform was applied, as a linear probe reads it from h and from z, in percent.")
-        asked = [f"{name}: {study.fact('decode', name).get('what', name)}" for name in study.names("decode")]
+        asked = [f"{name}: {study.entry('decode', name).get('what', name)}" for name in study.names("decode")]
         section.table(*found, caption=f"What is asked: {'; '.join(asked)}. Means over the seeds.")
 
 
-def _cost(section: Section, study: Study) -> None:
+def _cost(section: Section, study: Results) -> None:
     rows = []
     for arm in study.arms:
         names = ("training_seconds", "evaluation_seconds", "images_per_second")
         training, evaluation, rate = (study.mean(arm, f"cost.{name}") for name in names)
-        times = [words.NONE if x is None else duration(x) for x in (training, evaluation)]
-        rows.append([arm, *times, words.NONE if rate is None else f"{rate:,.0f}"])
+        times = [NONE if x is None else duration(x) for x in (training, evaluation)]
+        rows.append([arm, *times, NONE if rate is None else f"{rate:,.0f}"])
     section.table(["arm", "training", "evaluation", "images/s"], rows, "lrrr", "Of one run; means over the seeds.")
-    for what, text in words.environment(study):
-        section.paragraph(f"{what.capitalize()}: {text}.")
+    for what, where in findings.environment(study):
+        section.paragraph(f"{what.capitalize()}: {where}.")
 
 
-def _commands(section: Section, study: Study) -> None:
+def _commands(section: Section, study: Results) -> None:
     if command := study.settings.get("command"):
         section.paragraph("The whole study:")
         section.code(str(command))
     section.paragraph("Each run by itself:")
     for arm in study.settings["arms"]:
-        if lines := words.commands(study, arm):
+        if lines := findings.commands(study, arm):
             section.code("\n".join(lines), arm)

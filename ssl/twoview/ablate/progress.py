@@ -1,8 +1,6 @@
-"""The one display of a study: arms done, running and failed, and the time left."""
+"""The progress of a study: arms done, running and failed, and the time left."""
 
 import contextlib
-import csv
-import json
 import threading
 import time
 from collections.abc import Mapping
@@ -11,16 +9,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from twoview.ablate.arm import RESULT
+from twoview.errors import UserError
 from twoview.report.words import clock
+from twoview.run.folder import METRICS, read_json, read_metrics
 
 EVERY = 1.0  # seconds between two looks
 
 
-class Display:
-    """Looks into the folders of the arms now and then, wherever these run; `arms` names them by folder, `steps` is the
-    length of each.
-
-    A bar on a terminal, a line for each arm that ends elsewhere.
+class StudyProgress:
+    """A bar on a terminal, elsewhere a line for each arm that ends. It polls the folders of the arms, wherever these
+    run: `arms` names them by folder, `steps` is the length of each.
     """
 
     def __init__(self, arms: Mapping[Path, str], steps: int) -> None:
@@ -28,9 +27,9 @@ class Display:
         self._ended: dict[Path, str] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._console = Console()  # of its own: the arms write what they say into files
+        self._console = Console()  # its own, since the output of the arms is redirected
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "StudyProgress":
         self._began, self._wall = time.monotonic(), time.time()
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"))
         self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
@@ -50,13 +49,13 @@ class Display:
             self.look()
 
     def look(self) -> None:
-        """Reads what the arms have written since."""
+        """Reads what the arms have written since the last look."""
         running, work = [], 0.0
         for folder, name in self.arms.items():
             if folder in self._ended:
                 continue
-            with contextlib.suppress(OSError, ValueError):  # not there, or half written: the next look sees it
-                self._ended[folder] = json.loads((folder / "result.json").read_text())["status"]
+            if status := read_json(folder / RESULT).get("status"):
+                self._ended[folder] = str(status)
                 self._say(name, folder)
                 continue
             done = self._share(folder)
@@ -71,12 +70,12 @@ class Display:
         self._bar.update(self._task, completed=done + work, text=f"{text}; {self._left(done + work)} left")
 
     def _share(self, folder: Path) -> float | None:
-        """How much of its training an arm has done, if it has written anything since the study was started."""
-        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+        """The share of its training that an arm has done; None if it has not begun since the study was started."""
+        with contextlib.suppress(OSError):
             if (folder / "log.txt").stat().st_mtime < self._wall:
                 return None
-            with (folder / "metrics.csv").open(newline="") as lines:
-                return min(0.95, float(list(csv.DictReader(lines))[-1]["step"]) / self.steps)  # judging comes after
+        with contextlib.suppress(OSError, UserError, KeyError):
+            return min(0.95, read_metrics(folder / METRICS)[-1]["step"] / self.steps)  # the judging is still to come
         return 0.0 if (folder / "log.txt").exists() else None
 
     def _left(self, work: float) -> str:

@@ -1,4 +1,4 @@
-"""The card as files: `card.html` for a person, `card.json` for a program, and a PNG of each picture."""
+"""The card as files: `card.html` for people, `card.json` for programs, and a PNG of each figure."""
 
 import json
 from collections.abc import Mapping
@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from twoview.card import figures, pictures, scores
-from twoview.card.figures import NAMES, among
-from twoview.card.parts import OTHER, RUN, UNTRAINED
+from twoview.card.figures import NAMES, Content, among
+from twoview.card.measures import OTHER, RUN, UNTRAINED
 from twoview.card.provenance import provenance
-from twoview.card.tables import NONE, Card, Facts, Row, gap_span, missing, p_words, share_words, span
-from twoview.report.page import Cell, Page, Section, render, save
-from twoview.report.words import in_points, percent
+from twoview.card.tables import Card, Row, missing, share_words
+from twoview.report.curves import curves
+from twoview.report.page import Cell, Page, Section
+from twoview.report.theme import write_plot
+from twoview.report.words import NBSP, NONE, in_points, p_words, percent, span
+from twoview.run.atomic import save
 
 QUALITY = {  # rows of the table: words, digits
     "alignment": ("alignment of positives", 3),
@@ -37,94 +40,96 @@ QUALITY_NOTE = (
 )
 
 
-def write(folder: Path, facts: Facts, drawn: Mapping[str, Any]) -> None:
-    """Writes `card.json`, `card.html` and the pictures into the folder."""
-    card = Card(facts, drawn)
+def write(folder: Path, content: Content, shown: Mapping[str, Any]) -> None:
+    """Writes `card.json`, `card.html` and the figures into the folder."""
+    card = Card(content, shown)
     page = compose(card)
-    save(folder / "card.json", json.dumps(facts, indent=1) + "\n")
-    for name, draw in card.drawings.items():
-        save(folder / f"{name}.png", render(draw))
-    save(folder / "card.html", page.html())
+    save(folder / "card.json", json.dumps(content, indent=1) + "\n")
+    for name, plot in card.plots.items():
+        write_plot(folder / f"{name}.png", plot)
+    page.write(folder / "card.html")
 
 
 def compose(card: Card) -> Page:
-    facts = card.facts
-    size = " x ".join(map(str, facts["image_shape"][1:]))
-    about = f"{facts['method']}, {facts['network']} ({facts['dim']} features), on {facts['data']} of {size} pixels"
-    page = Page(f"Evaluation card: {facts['name']}", f"{about} · {facts['made'][:10]}", FOOT)
+    content = card.content
+    size = " x ".join(map(str, content["image_shape"][1:]))
+    about = (
+        f"{content['method']}, {content['network']} ({content['dim']} features), on {content['data']} of {size} pixels"
+    )
+    page = Page(f"Evaluation card: {content['name']}", f"{about} · {content['made'][:10]}", FOOT)
     _head(card, page)
     scores.accuracy(card, page.section("Accuracy"))
-    if "few_labels" in facts:
+    if "few_labels" in content:
         scores.few_labels(card, page.section("With few labels"))
-    if facts.get("transfer"):
+    if content.get("transfer"):
         scores.transfer(card, page.section("On other data"))
-    if "robustness" in facts:
+    if "robustness" in content:
         scores.robustness(card, page.section("On corrupted images"))
-    if "linear" in facts:
+    if "linear" in content:
         scores.calibration(card, page.section("Calibration"))
         scores.classes(card, page.section("Class by class"))
-    if "neighbours" in card.drawn:
+    if "neighbours" in card.shown:
         _neighbours(card, page.section("Nearest neighbours"))
-    if "maps" in card.drawn:
+    if "maps" in card.shown:
         _maps(card, page.section("Map of the features"))
-    if {"quality", "invariance"} & facts.keys():
+    if {"quality", "invariance"} & content.keys():
         _representation(card, page.section("The representation itself"))
     _training(card, page.section("Training"))
-    provenance(page.section("Where these numbers come from"), facts)
+    provenance(page.section("Where these numbers come from"), content)
     return page
 
 
 def _head(card: Card, page: Page) -> None:
-    facts = card.facts
-    if "linear" in facts:
-        own, fresh = facts["linear"][RUN], facts["linear"][UNTRAINED]
+    content = card.content
+    if "linear" in content:
+        own, fresh = content["linear"][RUN], content["linear"][UNTRAINED]
         page.lead(
-            f"A linear classifier on the frozen features gets {percent(own['top1'])}\N{NO-BREAK SPACE}% "
+            f"A linear classifier on the frozen features gets {percent(own['top1'])}{NBSP}% "
             f"{span(own['interval'])} of {own['test_size']:,} test images right; on an untrained encoder "
-            f"{percent(fresh['top1'])}\N{NO-BREAK SPACE}%."
+            f"{percent(fresh['top1'])}{NBSP}%."
         )
-        if OTHER in facts["linear"]:
+        if OTHER in content["linear"]:
             page.paragraph(_verdict(card))
     else:
-        page.lead(f"No accuracy can be given: {facts['missing']['linear'].rstrip('.')}.")
-    for caveat in facts["caveats"]:
+        page.lead(f"No accuracy can be given: {content['missing']['linear'].rstrip('.')}.")
+    for caveat in content["caveats"]:
         page.notice(caveat)
     if numbers := _numbers(card):
         page.numbers(numbers)
 
 
 def _verdict(card: Card) -> str:
-    gap = card.facts["paired"]["linear"][OTHER]
-    points = f"{in_points(abs(gap['difference'])).lstrip('+')} points {gap_span(gap['interval'])}"
-    told = f"{gap['only_first']:,} test images only this run gets right, {gap['only_second']:,} only the other one"
+    gap = card.content["paired"]["linear"][OTHER]
+    points = f"{in_points(abs(gap['difference'])).lstrip('+')} points {span(gap['interval'], in_points)}"
+    counts = f"{gap['only_first']:,} test images only this run gets right, {gap['only_second']:,} only the other one"
     if gap["p"] >= 0.05:
-        return f"The other run is not told apart from it: {points}; {told} (McNemar, p = {gap['p']:.2g})."
+        return f"The other run is not told apart from it: {points}; {counts} (McNemar, p = {gap['p']:.2g})."
     word = "better" if gap["difference"] > 0 else "worse"
-    return f"It is {word} than the other run by {points}: {told} (McNemar, {p_words(gap['p'])})."
+    return f"It is {word} than the other run by {points}: {counts} (McNemar, {p_words(gap['p'])})."
 
 
 def _numbers(card: Card) -> list[tuple[str, str]]:
-    facts, found = card.facts, []
+    content, found = card.content, []
 
     def add(share: float, label: str, fresh: float) -> None:
-        found.append((f"{percent(share)} %", f"{label} (untrained {percent(fresh)}\N{NO-BREAK SPACE}%)"))
+        found.append((f"{percent(share)} %", f"{label} (untrained {percent(fresh)}{NBSP}%)"))
 
-    if "linear" in facts:
-        add(facts["linear"][RUN]["top1"], "linear probe", facts["linear"][UNTRAINED]["top1"])
-    if "knn" in facts:
-        add(facts["knn"][RUN]["top1"], f"kNN, k = {facts['knn']['fixed'][0]}", facts["knn"][UNTRAINED]["top1"])
-    if "few_labels" in facts:
-        first = next((e for e in facts["few_labels"]["fractions"] if RUN in e and e["fraction"] < 1), None)
+    if "linear" in content:
+        add(content["linear"][RUN]["top1"], "linear probe", content["linear"][UNTRAINED]["top1"])
+    if "knn" in content:
+        add(content["knn"][RUN]["top1"], f"kNN, k = {content['knn']['fixed'][0]}", content["knn"][UNTRAINED]["top1"])
+    if "few_labels" in content:
+        first = next((e for e in content["few_labels"]["fractions"] if RUN in e and e["fraction"] < 1), None)
         if first:
             add(first[RUN]["mean"], f"with {share_words(first['fraction'])} of the labels", first[UNTRAINED]["mean"])
-    if "robustness" in facts:
-        add(facts["robustness"][RUN]["mean"], "on corrupted images", facts["robustness"][UNTRAINED]["mean"])
+    if "robustness" in content:
+        add(content["robustness"][RUN]["mean"], "on corrupted images", content["robustness"][UNTRAINED]["mean"])
     return found
 
 
 def _neighbours(card: Card, section: Section) -> None:
-    shown = card.drawn["neighbours"]
-    marked = bool(card.facts["classes"]) and "linear" in card.facts
+    shown = card.shown["neighbours"]
+    marked = bool(card.content["classes"]) and "linear" in card.content
     first = ", the first of each class in a fixed random order" if shown[0].name else ", drawn once for all encoders"
     text = f"Left: test images{first}. Right of each: the training images "
     text += "whose features have the highest cosine with its own, the nearest first."
@@ -138,22 +143,22 @@ def _neighbours(card: Card, section: Section) -> None:
 
 
 def _maps(card: Card, section: Section) -> None:
-    found = card.drawn["maps"]
+    found = card.shown["maps"]
     n = len(found[RUN][0].points)
     text = f"Unit features of {n:,} test images in two dimensions"
-    text += ", coloured by class; the map is made without labels." if card.facts["classes"] else "."
+    text += ", coloured by class; the map is made without labels." if card.content["classes"] else "."
     if not any(len(maps) > 1 for maps in found.values()):
         text += " With scikit-learn installed, t-SNE stands beside it."
-    draw = pictures.maps(found, card.facts["classes"])
+    draw = pictures.maps(found, card.content["classes"])
     card.figure(section, "map", draw, "Features of test images in two dimensions", text)
     section.paragraph("The same images can be walked through in TensorBoard's projector:")
     section.code("tensorboard --logdir <this folder>/projector")
 
 
 def _representation(card: Card, section: Section) -> None:
-    facts = card.facts
-    if "quality" in facts:
-        found = facts["quality"]
+    content = card.content
+    if "quality" in content:
+        found = content["quality"]
         section.paragraph(
             f"Measured on {found['images']:,} pairs of views of test images, made by the run's own policy: h is what "
             "the encoder gives, z what the projection head makes of it for the loss."
@@ -165,24 +170,25 @@ def _representation(card: Card, section: Section) -> None:
             rows.append([words, *[NONE if x is None else f"{x:,.{digits}f}".replace("-", "−") for x in values]])
         head: list[str | Cell] = ["", *[Cell(space, NAMES[name]) for name, space in columns]]
         section.table(head, rows, "l" + "r" * len(columns), QUALITY_NOTE)
-    if "invariance" in facts:
+    if "invariance" in content:
+        found = content["invariance"]
         card.figure(
-            section, "invariance", figures.invariance(facts["invariance"]), "Similarity of an image and its transform",
+            section, "invariance", figures.invariance(found), "Similarity of an image and its transform",
             f"What the features ignore. Cosine of an image and its transform as the transform grows, mean of "
-            f"{facts['invariance']['images']:,} test images: 1, nothing has changed; 0, as unlike as two different "
+            f"{found['images']:,} test images: 1, nothing has changed; 0, as unlike as two different "
             "images. Solid: h; dashed: z.",
         )  # fmt: skip
 
 
 def _training(card: Card, section: Section) -> None:
-    if "curves" in card.drawn:
+    if "curves" in card.shown:
         card.figure(
-            section, "curves", figures.curves(card.drawn["curves"]), "Loss and accuracy over the epochs",
+            section, "curves", curves(card.shown["curves"]), "Loss and accuracy over the epochs",
             "The run's metrics.csv: the pretext task, and what it is worth.",
         )  # fmt: skip
     else:
-        section.paragraph(missing(card.facts, "curves"))
-    doctor = card.facts.get("doctor")
+        section.paragraph(missing(card.content, "curves"))
+    doctor = card.content.get("doctor")
     if doctor:
         section.paragraph(f"The run doctor says: {doctor['verdict']} ({doctor['state']}).")
         for finding in doctor["findings"]:

@@ -1,4 +1,4 @@
-"""Pictures that tell why arms differ: what their encoders ignore, what they know, and how the pretext task fared."""
+"""Figures that explain why arms differ: what their encoders ignore and know, and how the pretext task went."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,10 +6,10 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from twoview.ablate.figures import Drawing, few
-from twoview.ablate.results import HEADLINE, Run, Study
-from twoview.report.page import Theme
-from twoview.report.plots import canvas, fold, tiles
+from twoview.ablate.figures import Chart, few
+from twoview.ablate.results import HEADLINE, Results, Run
+from twoview.report.plots import SPACES, canvas, fold, likeness, profiles, tiles
+from twoview.report.theme import Theme
 
 MARKERS = "osD^vPX"
 FACTORS = {  # of `twoview.data.image.shapes`, for people
@@ -20,17 +20,17 @@ FACTORS = {  # of `twoview.data.image.shapes`, for people
     "y": "position up",
     "scale": "size",
 }
-SPACES = {"h": "Representation h", "z": "Projection z"}
+NAMES = {"h": "Representation h", "z": "Projection z"}
 
 
-def drawings(study: Study) -> list[Drawing]:
-    """Those whose numbers are there."""
+def explanations(study: Results) -> list[Chart]:
+    """The charts whose numbers were measured."""
     kinds = {"invariance": invariance, "factors": factors, "quality": quality, "pretext": pretext}
-    return [draw(study) for what, draw in kinds.items() if study.names(what)]
+    return [chart(study) for what, chart in kinds.items() if study.names(what)]
 
 
-def invariance(study: Study) -> Drawing:
-    return Drawing(
+def invariance(study: Results) -> Chart:
+    return Chart(
         "invariance",
         lambda theme: _invariance(study, theme),
         "Similarity of an image and its transform, for each transform and arm",
@@ -41,46 +41,35 @@ def invariance(study: Study) -> Drawing:
     )
 
 
-def _invariance(study: Study, theme: Theme) -> Any:
+def _invariance(study: Results, theme: Theme) -> Any:
     arms = few(study)
-    facts = {name: study.fact("invariance", name) for name in study.names("invariance")}
-    facts = {name: fact for name, fact in facts.items() if fact.get("levels")}
-    columns = max(1, min(len(facts), 2 if theme.narrow else 3))
-    rows = max(1, math.ceil(len(facts) / columns))
-    figure = canvas(theme, rows * 2.2 + (1.2 if theme.narrow else 0.6))
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for (name, fact), panel in zip(facts.items(), panels, strict=False):
-        levels = fact["levels"]
-        for arm, colour in zip(arms, theme.colours(len(arms)), strict=True):
-            for space, style in (("h", "-"), ("z", (0, (3, 2)))):
-                line = [_similarity(study, arm, name, space, level) for level in levels]
-                panel.plot(levels, line, color=colour, ls=style, lw=1.6)
-        panel.set_title(fold(name, 22, 1))
-        panel.set_xlabel(fold(str(fact.get("unit") or ""), 26))
-        panel.locator_params(axis="x", nbins=4 if theme.narrow else 5)
-        panel.set_ylim(-0.1, 1.05)
-        panel.grid(axis="y")
-        if levels[0] > levels[-1]:  # what is left of the image: no change stands on the left all the same
-            panel.invert_xaxis()
-    for panel in panels[len(facts) :]:
-        panel.set_visible(False)
+    facts = {name: study.entry("invariance", name) for name in study.names("invariance")}
+    facts = {name: entry for name, entry in facts.items() if entry.get("levels")}
+
+    def curve(arm: str) -> Callable[[str, str], list[float]]:
+        return lambda name, space: [_likeness(study, arm, name, space, level) for level in facts[name]["levels"]]
+
+    colours = theme.colours(len(arms))
+    figure = profiles(theme, facts, [(colour, curve(arm)) for arm, colour in zip(arms, colours, strict=True)])
     _legend(figure, study, theme, lines=True)
     return figure
 
 
-def _similarity(study: Study, arm: str, name: str, space: str, level: Any) -> float:
-    """Cosine similarity on a scale from that of two different images (where unknown: 0) to 1; NaN where unknown."""
-    found = []
-    for run in study.of(arm):
-        y = run.metrics.get(f"invariance.{name}.{space}@{level}", math.nan)
-        base = run.metrics.get(f"invariance.{name}.reference.{space}", 0.0)
-        if math.isfinite(y) and base < 0.999:  # else all images are alike to a network that has collapsed
-            found.append((y - base) / (1 - base))
-    return fmean(found) if found else math.nan
+def _likeness(study: Results, arm: str, name: str, space: str, level: Any) -> float:
+    """Mean over the seeds of the arm; where the similarity of different images is unknown, it counts as 0."""
+    found = [
+        likeness(
+            run.metrics.get(f"invariance.{name}.{space}@{level}"),
+            run.metrics.get(f"invariance.{name}.reference.{space}", 0.0),
+        )
+        for run in study.of(arm)
+    ]
+    known = [y for y in found if math.isfinite(y)]
+    return fmean(known) if known else math.nan
 
 
-def quality(study: Study) -> Drawing:
-    return Drawing(
+def quality(study: Results) -> Chart:
+    return Chart(
         "quality",
         lambda theme: _quality(study, theme),
         "Alignment against uniformity of each arm",
@@ -90,17 +79,17 @@ def quality(study: Study) -> Drawing:
     )
 
 
-def _quality(study: Study, theme: Theme) -> Any:
+def _quality(study: Results, theme: Theme) -> Any:
     figure, panels = _pair(theme)
-    for panel, (space, title) in zip(panels, SPACES.items(), strict=True):
+    for panel, (space, title) in zip(panels, NAMES.items(), strict=True):
         _scatter(study, theme, panel, _metric(f"quality.{space}.alignment"), _metric(f"quality.{space}.uniformity"))
         panel.set(title=title, xlabel="alignment", ylabel="uniformity")
     _legend(figure, study, theme)
     return figure
 
 
-def pretext(study: Study) -> Drawing:
-    return Drawing(
+def pretext(study: Results) -> Chart:
+    return Chart(
         "pretext",
         lambda theme: _pretext(study, theme),
         "Contrastive accuracy and loss of each arm against its accuracy",
@@ -110,7 +99,7 @@ def pretext(study: Study) -> Drawing:
     )
 
 
-def _pretext(study: Study, theme: Theme) -> Any:
+def _pretext(study: Results, theme: Theme) -> Any:
     figure, panels = _pair(theme, sharey=True)
     worth = _metric(HEADLINE, 100)
     _scatter(study, theme, panels[0], _metric("pretext.accuracy", 100), worth)
@@ -121,8 +110,8 @@ def _pretext(study: Study, theme: Theme) -> Any:
     return figure
 
 
-def factors(study: Study) -> Drawing:
-    return Drawing(
+def factors(study: Results) -> Chart:
+    return Chart(
         "factors",
         lambda theme: _factors(study, theme),
         "How well each factor can be read from the features of each arm",
@@ -132,18 +121,18 @@ def factors(study: Study) -> Drawing:
     )
 
 
-def _factors(study: Study, theme: Theme) -> Any:
+def _factors(study: Results, theme: Theme) -> Any:
     names, arms = study.names("factors"), few(study)
     height = 1.1 + 0.34 * len(names)
     figure = canvas(theme, 2 * height if theme.narrow else height)
     panels = figure.subplots(2, 1) if theme.narrow else figure.subplots(1, 2, sharey=True)
     half = theme if theme.narrow else replace(theme, width=theme.width / 2)
-    for panel, (space, title) in zip(panels, SPACES.items(), strict=True):
+    for panel, (space, title) in zip(panels, NAMES.items(), strict=True):
         shades: list[list[float | None]] = []
         texts, rows = [], []
         for name in names:
-            fact = study.fact("factors", name)
-            chance, of_number = float(fact.get("chance") or 0.0), fact.get("kind") == "r2"
+            entry = study.entry("factors", name)
+            chance, of_number = float(entry.get("chance") or 0.0), entry.get("kind") == "r2"
             values = [study.mean(arm, f"factors.{name}.{space}") for arm in arms]
             shades.append([None if x is None else min(1.0, max(0.0, (x - chance) / (1 - chance))) for x in values])
             texts.append(["" if x is None else (f"{x:.2f}" if of_number else f"{100 * x:.0f}") for x in values])
@@ -163,7 +152,7 @@ def _pair(theme: Theme, sharey: bool = False) -> tuple[Any, Any]:
 
 
 def _metric(name: str, scale: float = 1.0, over: str = "") -> Callable[[Run], float]:
-    """NaN for a run that has it not."""
+    """A function of a run; NaN where the run lacks the metric."""
 
     def of(run: Run) -> float:
         divisor = run.metrics.get(over, math.nan) if over else 1.0
@@ -172,8 +161,8 @@ def _metric(name: str, scale: float = 1.0, over: str = "") -> Callable[[Run], fl
     return of
 
 
-def _scatter(study: Study, theme: Theme, panel: Any, x: Callable[[Run], float], y: Callable[[Run], float]) -> None:
-    """Each of the few arms as a mark at its means, each run as a dot."""
+def _scatter(study: Results, theme: Theme, panel: Any, x: Callable[[Run], float], y: Callable[[Run], float]) -> None:
+    """A mark at the means of each of the few arms, and a dot for each run."""
     marks = dict(zip(few(study), zip(theme.colours(len(few(study))), MARKERS, strict=False), strict=True))
     for arm in study.arms:
         found = [(x(run), y(run)) for run in study.of(arm)]
@@ -188,7 +177,7 @@ def _scatter(study: Study, theme: Theme, panel: Any, x: Callable[[Run], float], 
     panel.grid()
 
 
-def _legend(figure: Any, study: Study, theme: Theme, lines: bool = False) -> None:
+def _legend(figure: Any, study: Results, theme: Theme, lines: bool = False) -> None:
     from matplotlib.lines import Line2D
 
     arms, handles = few(study), []
@@ -197,14 +186,14 @@ def _legend(figure: Any, study: Study, theme: Theme, lines: bool = False) -> Non
         handles.append(Line2D([], [], color=colour, **style))
     names = [fold(arm, 24, 1) + " (reference)" * (arm == study.reference) for arm in arms]
     if lines:
-        handles += [Line2D([], [], color=theme.pale, ls=style, lw=1.6) for style in ("-", (0, (3, 2)))]
+        handles += [Line2D([], [], color=theme.pale, ls=style, lw=1.6) for style in SPACES.values()]
         names += list(SPACES)
     columns = _columns(names, theme)
     figure.legend(handles, names, loc="outside lower left", ncols=columns, labelcolor=theme.ink, handlelength=1.6)
 
 
 def _columns(names: Sequence[str], theme: Theme) -> int:
-    """As many columns of the legend as fit side by side; the first ones hold one name more, as matplotlib does it."""
+    """As many columns of the legend as fit side by side; matplotlib gives the first ones one name more."""
     for columns in range(len(names), 1, -1):
         rows, more = divmod(len(names), columns)
         ends = [rows * (i + 1) + min(i + 1, more) for i in range(columns)]

@@ -1,6 +1,5 @@
-"""How long the arms of a study take on this machine, and how many epochs fit into a budget: from a short trial."""
+"""How long the arms of a study take on this machine, and how many epochs fit into a budget, from a short trial."""
 
-import csv
 import logging
 import math
 import tempfile
@@ -12,6 +11,7 @@ from typing import Any
 from twoview.ablate.arm import Judge, Stopped, judged, silent
 from twoview.errors import UserError
 from twoview.report.words import clock
+from twoview.run.folder import METRICS, read_metrics
 from twoview.train import pretrain
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ TRIAL_STEPS = 30
 
 
 def affordable(minutes: float, runs: int, base: Mapping[str, Any], judge: Judge, images: int) -> int:
-    """As many epochs of each of `runs` runs as fit into `minutes`. UserError where not one does."""
+    """How many epochs of each of `runs` runs fit into `minutes`. UserError where not even one does."""
     fixed, epoch = measured_seconds(base, judge, images)
     epochs = int((minutes * 60 / runs - fixed) // epoch)
     log.info(
@@ -44,7 +44,7 @@ def steps_of_an_epoch(base: Mapping[str, Any], images: int) -> int:
 
 
 def measured_seconds(base: Mapping[str, Any], judge: Judge, images: int) -> tuple[float, float]:
-    """Seconds of a run that do not depend on its length, and seconds of an epoch, from a trial on this machine."""
+    """Seconds of a run whatever its length, and seconds per epoch, from a trial on this machine."""
     log.info("a trial of %d steps tells how long an arm takes", TRIAL_STEPS)
     batches = steps_of_an_epoch(base, images)
     steps = min(TRIAL_STEPS, batches)
@@ -60,7 +60,7 @@ def measured_seconds(base: Mapping[str, Any], judge: Judge, images: int) -> tupl
             whole = time.monotonic() - started
             judged(trial, judge, folder)
         judging = time.monotonic() - started - whole
-        with (folder / "metrics.csv").open(newline="") as file:
-            speeds = [float(row["images_per_second"]) for row in csv.DictReader(file) if row["images_per_second"]]
+        rows = read_metrics(folder / METRICS)
+        speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
     step = base["batch_size"] / (sum(speeds[1:]) / len(speeds[1:]) if len(speeds) > 1 else speeds[0])
     return max(0.0, whole - summary["steps"] * step) + judging, batches * step

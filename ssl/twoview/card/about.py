@@ -1,4 +1,4 @@
-"""What stands in a card besides measurements: what was judged, with what, and what to know before believing it."""
+"""What a card states besides its measurements: what was judged and how, and caveats."""
 
 import hashlib
 import json
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from twoview.card import parts
-from twoview.card.parts import OTHER, RUN, UNTRAINED, Judged
+from twoview.card import measures
+from twoview.card.measures import OTHER, RUN, UNTRAINED, Judged
 from twoview.cli.entry import overrides
 from twoview.cli.program import spelled
 from twoview.encoder.frozen import Frozen
@@ -82,7 +82,7 @@ def caveats(judged: Judged, own: Subject, missing: Mapping[str, str]) -> list[st
     if OTHER in judged.encoders:
         found += _unlike(own.encoder, judged.encoders[OTHER].network)
     names = {RUN: "the encoder", UNTRAINED: "the untrained encoder", OTHER: "the other run's encoder"}
-    same = [names[name] for name in parts.collapsed(judged.encoders)]
+    same = [names[name] for name in measures.collapsed(judged.encoders)]
     found += [f"All training images have the same features: {name} tells nothing apart." for name in same]
     reason = unlabelled(own)  # the head of the page says it
     if not reason and judged.test.labels is not None:

@@ -1,14 +1,13 @@
-"""A study in words: its answer in a few sentences, what must be known before believing it, and its tables."""
+"""The text of a report: the answer in a few sentences, caveats, and tables."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from twoview.ablate.results import Study
+from twoview.ablate.results import Results
 from twoview.cli.program import spelled
 from twoview.report.page import Cell
-from twoview.report.words import NBSP, NONE, in_points, listed, percent
+from twoview.report.words import NBSP, NONE, in_points, listed, p_value, percent, span
 from twoview.stats.blocks import Difference
-from twoview.stats.intervals import Interval
 
 MARKS = {"better": "good", "worse": "bad"}
 TABLE_NOTE = (
@@ -20,17 +19,9 @@ TABLE_NOTE = (
 Table = tuple[list[str | Cell], list[list[Cell]], str]  # header, rows, alignment
 
 
-def between(spread: Interval | Difference | None, text: Callable[[float], str]) -> str:
-    """`[low, high]`, or nothing where the limits are not known."""
-    if spread is None or spread.low is None or spread.high is None:
-        return ""
-    return f"[{text(spread.low)},{NBSP}{text(spread.high)}]"
-
-
-def best(study: Study) -> str:
-    """The arm that is furthest above the reference over the seeds of both; of those without a reference, by its mean.
-
-    Means alone would favour the arms of an unfinished study that have had the easier seeds.
+def best(study: Results) -> str:
+    """The arm that is furthest above the reference over the seeds that both have; without a reference, the arm with the
+    highest mean. Means alone would favour arms of an unfinished study that have had the easier seeds.
     """
     scores = study.means
     if study.differences:
@@ -38,10 +29,10 @@ def best(study: Study) -> str:
     return max(scores, key=lambda arm: scores[arm])
 
 
-def headline(study: Study) -> list[str]:
-    """The answer: the first sentence says it, the others how sure it is."""
+def headline(study: Results) -> list[str]:
+    """The answer: the first sentence gives it, the others say how sure it is."""
     first, home = best(study), study.reference
-    reached = f"{percent(study.means[first], unit='%')} {between(study.intervals[first], percent)}".strip()
+    reached = f"{percent(study.means[first], unit='%')} {span(study.intervals[first].limits)}".strip()
     reached += " in the linear probe"
     if len(study.means) == 1:
         return [f"Only one arm has finished: {first} reaches {reached}."]
@@ -51,21 +42,21 @@ def headline(study: Study) -> list[str]:
         answer += f", better than the reference, {home}, by {_by(difference)} points"
     elif difference and difference.p is not None:
         answer += f", but within the noise of the seeds of the reference, {home}"
-    told = [answer + "."]
+    sentences = [answer + "."]
     for verdict in MARKS:
         arms = [arm for arm, d in study.differences.items() if d.verdict == verdict and arm != first]
         arms.sort(key=lambda arm: -abs(study.differences[arm].mean or 0.0))
         if arms:
             shown = [f"{arm} by {_by(study.differences[arm])}" for arm in arms]
-            told.append(f"{verdict.capitalize()} than the reference, in points: {listed(shown, 4)}.")
+            sentences.append(f"{verdict.capitalize()} than the reference, in points: {listed(shown, 4)}.")
     quiet = [arm for arm, d in study.differences.items() if d.p is not None and d.verdict not in MARKS]
     if quiet and quiet != [first]:
-        told.append(f"Within the noise of the seeds: {listed(quiet, 6)}.")
-    return told
+        sentences.append(f"Within the noise of the seeds: {listed(quiet, 6)}.")
+    return sentences
 
 
-def _rank(study: Study, first: str) -> str:
-    """What can be said of the arm in front: that it is the best only where it was held against all the others."""
+def _rank(study: Results, first: str) -> str:
+    """What can be said of the leading arm. It is called the best only where it was compared with all others."""
     arms = f"{len(study.means)} arms"
     found = study.differences
     against = [found[first]] if first in found else list(found.values())
@@ -82,35 +73,35 @@ def _by(difference: Difference) -> str:
     low, mean, high = difference.low or 0.0, difference.mean or 0.0, difference.high or 0.0
     if mean < 0:
         low, mean, high = -high, -mean, -low
-    return f"{percent(mean)} [{percent(low)},{NBSP}{percent(high)}]"
+    return f"{percent(mean)} {span([low, high])}"
 
 
-def caveats(study: Study) -> list[str]:
+def caveats(study: Results) -> list[str]:
     """What a reader must know before believing the numbers."""
-    told = []
+    found = []
     if study.missing or study.failed:
         text = f"Incomplete: {len(study.finished)} of {len(study.planned)} runs have finished."
         if study.missing:
             text += f" Not run yet: {listed([f'{arm} (seed {seed})' for arm, seed in study.missing])}."
         if study.failed:
             text += f" Failed: {listed([f'{run.arm} (seed {run.seed})' for run in study.failed])}; see below."
-        told.append(text)
+        found.append(text)
     if study.unlike:
-        told.append(
+        found.append(
             f"Compared although more differs than the study varies (allow_changes=true): {listed(study.unlike)}."
         )
     if len(study.settings["seeds"]) == 1:
-        told.append(
+        found.append(
             "One seed: no interval can be given, and no difference can be told from the noise of the seeds. "
             "Run the study with three seeds or more."
         )
     if study.reference not in study.means:
-        told.append(f"The reference, {study.reference}, has no finished run: nothing can be compared with it yet.")
-    return told
+        found.append(f"The reference, {study.reference}, has no finished run: nothing can be compared with it yet.")
+    return found
 
 
-def arms_table(study: Study) -> Table:
-    """Every arm with its accuracy, its difference to the reference and the verdict."""
+def arms_table(study: Results) -> Table:
+    """Each arm with its accuracy, its difference to the reference and the verdict."""
     header: list[str | Cell] = [
         "arm",
         Cell("linear probe, %", f"mean [95{NBSP}%]"),
@@ -128,15 +119,15 @@ def arms_table(study: Study) -> Table:
             cells = [arm, NONE, NONE, why, NONE, NONE, NONE, "0"]
             rows.append([Cell(text, mark="pale") for text in cells])
             continue
-        spread, found = study.intervals[arm], study.differences.get(arm)
-        score = Cell(percent(study.means[arm]), between(spread, percent), "best" if arm == best(study) else "")
-        tail = [Cell(percent(study.mean(arm, "knn.top1"))), Cell(str(spread.n))]
+        interval, found = study.intervals[arm], study.differences.get(arm)
+        score = Cell(percent(study.means[arm]), span(interval.limits), "best" if arm == best(study) else "")
+        tail = [Cell(percent(study.mean(arm, "knn.top1"))), Cell(str(interval.n))]
         if found is None:
             verdict = Cell("the reference" if arm == study.reference else NONE, mark="pale")
             rows.append([Cell(arm), score, Cell(NONE, mark="pale"), verdict, *[Cell(NONE, mark="pale")] * 2, *tail])
         else:
-            difference = Cell(in_points(found.mean or 0.0), between(found, in_points))
-            numbers = [Cell(_p(found.p_corrected)), Cell(percent(found.detectable))]
+            difference = Cell(in_points(found.mean or 0.0), span(found.limits, in_points))
+            numbers = [Cell(p_value(found.p_corrected)), Cell(percent(found.detectable))]
             rows.append([Cell(arm), score, difference, _verdict(found), *numbers, *tail])
     return header, rows, "lrrlrrrr"
 
@@ -149,18 +140,14 @@ def _verdict(difference: Difference) -> Cell:
     return Cell(text, note, MARKS.get(difference.verdict, ""))
 
 
-def _p(p: float | None) -> str:
-    return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def decode_table(study: Study) -> Table | None:
+def decode_table(study: Results) -> Table | None:
     """Which transform was applied, as a linear probe reads it from h and from z."""
     questions = study.names("decode")
     if not questions:
         return None
     header: list[str | Cell] = ["arm"]
     for name in questions:
-        header += [Cell(f"{name}, h", f"chance {percent(study.fact('decode', name).get('chance'), 0)}"), Cell("z")]
+        header += [Cell(f"{name}, h", f"chance {percent(study.entry('decode', name).get('chance'), 0)}"), Cell("z")]
     rows = []
     for arm in study.arms:
         found = [(space, study.mean(arm, f"decode.{name}.{space}")) for name in questions for space in "hz"]
@@ -168,18 +155,18 @@ def decode_table(study: Study) -> Table | None:
     return header, rows, "l" + "rr" * len(questions)
 
 
-def environment(study: Study) -> list[tuple[str, str]]:
-    """Machine, versions and commit; several where the runs differ."""
+def environment(study: Results) -> list[tuple[str, str]]:
+    """Machine, versions and commit, all of them where the runs differ."""
 
-    def told(facts: Any) -> str:
-        if not isinstance(facts, Mapping):
-            return str(facts)
-        known = {key: x for key, x in facts.items() if x not in (None, [], "")}
+    def text(about: Any) -> str:
+        if not isinstance(about, Mapping):
+            return str(about)
+        known = {key: x for key, x in about.items() if x not in (None, [], "")}
         return ", ".join(f"{str(key).replace('_', ' ')} {_plain(x)}" for key, x in known.items())
 
     found = []
     for what in ("machine", "versions", "commit"):
-        different = dict.fromkeys(told(run.facts[what]) for run in study.finished if run.facts.get(what))
+        different = dict.fromkeys(text(run.result[what]) for run in study.finished if run.result.get(what))
         if different:
             found.append((what, "; or: ".join(different)))
     return found
@@ -189,17 +176,17 @@ def _plain(x: Any) -> str:
     return ", ".join(map(str, x)) if isinstance(x, list) else str(x)
 
 
-def commands(study: Study, arm: str) -> list[str]:
-    """One line per seed that has been begun."""
+def commands(study: Results, arm: str) -> list[str]:
+    """The command line of each seed that has begun."""
     lines = []
     for key in study.planned:
         if key[0] == arm and (run := study.runs.get(key)):
-            words = map(str, run.facts.get("words") or [])
-            lines.append(str(run.facts.get("command") or spelled("train", *words)))
+            words = map(str, run.result.get("words") or [])
+            lines.append(str(run.result.get("command") or spelled("train", *words)))
     return lines
 
 
-def error(facts: Mapping[str, Any]) -> str:
+def error(result: Mapping[str, Any]) -> str:
     """Why a run failed, on one line."""
-    text = " ".join(str(facts.get("error") or "unknown").split())
+    text = " ".join(str(result.get("error") or "unknown").split())
     return text if len(text) <= 400 else text[:399] + "…"

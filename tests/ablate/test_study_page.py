@@ -17,13 +17,16 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
 
-from twoview.ablate import figures, reasons, report, words
+from twoview.ablate import figures, findings
+from twoview.ablate import page as study_page
+from twoview.ablate.explanations import explanations
 from twoview.ablate.figures import MOST, few
 from twoview.ablate.markdown import escape
 from twoview.ablate.results import flat, read, tidy
 from twoview.errors import UserError
 from twoview.report import page
-from twoview.report.plots import fold, ink_on
+from twoview.report import theme as themes
+from twoview.report.words import in_points, percent
 
 PNG = b"\x89PNG\r\n\x1a\n made up"
 NOISE = (0.004, -0.003, 0.001, 0.0, -0.002)  # of a seed, common to all arms
@@ -111,7 +114,7 @@ def test_runs_that_differ_in_more_than_the_study_varies_are_refused(tmp_path: Pa
         with pytest.raises(UserError, match=f"{what}.*allow_changes=true"):
             read(folder)
         study(folder, at(0, 0.5), change=on(part), allow_changes=True)
-        assert what in words.caveats(read(folder))[0]
+        assert what in findings.caveats(read(folder))[0]
     varied = {"data": [1, 2]}
     arms: dict[str, tuple[Place, float]] = {f"data={n}": ({"data": n}, 0.6) for n in (1, 2)}
     assert not read(study(tmp_path / "varied", arms, axes=varied, change=on("data"))).unlike
@@ -157,8 +160,8 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def one_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn once and small, not four times more for the page, as tests/report/test_page.py holds."""
-    monkeypatch.setattr(page, "_svg", lambda draw, theme: "data:image/svg+xml;base64,PHN2Zy8+")
-    monkeypatch.setattr(report, "render", lambda draw: page.render(draw, dpi=30))
+    monkeypatch.setattr(page, "_svg", lambda plot, theme: "data:image/svg+xml;base64,PHN2Zy8+")
+    monkeypatch.setattr(study_page, "render", lambda plot: themes.render(plot, dpi=30))
 
 
 class Text(HTMLParser):
@@ -191,18 +194,18 @@ def html(written: dict[str, Path]) -> Text:
     return content
 
 
-@pytest.mark.parametrize("theme", [replace(page.LIGHT, width=page.NARROW), page.DARK], ids=["narrow", "dark"])
+@pytest.mark.parametrize("theme", [replace(themes.LIGHT, width=themes.NARROW), themes.DARK], ids=["narrow", "dark"])
 @pytest.mark.parametrize("kind", ["two curves", "compose", "categories"])
-def test_every_picture_can_be_drawn_narrow_and_dark(kind: str, theme: page.Theme, tmp_path: Path) -> None:
+def test_every_picture_can_be_drawn_narrow_and_dark(kind: str, theme: themes.Theme, tmp_path: Path) -> None:
     found = read(study(tmp_path / "study", **KINDS[kind]))
-    for drawing in [figures.accuracy(found), *reasons.drawings(found)]:
-        assert page.render(drawing.draw, theme, "svg").rstrip().endswith(b"</svg>")
+    for chart in [figures.accuracy(found), *explanations(found)]:
+        assert themes.render(chart.plot, theme, "svg").rstrip().endswith(b"</svg>")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_its_report(kind: str, tmp_path: Path) -> None:
     folder = study(tmp_path / "study", **KINDS[kind])
-    written = report.write(folder)
+    written = study_page.write(folder)
     assert {"html", "md", "csv", "png", "invariance", "factors", "quality", "pretext"} <= written.keys()
     assert written["png"] == folder / "strength.png"
     assert all(
@@ -231,7 +234,7 @@ def test_every_kind_has_its_report(kind: str, tmp_path: Path) -> None:
 
 def test_the_answer_stands_at_the_top(tmp_path: Path) -> None:
     found = read(study(tmp_path / "study", **KINDS["curve"]))
-    lead, *more = plain_spaces(words.headline(found))
+    lead, *more = plain_spaces(findings.headline(found))
     assert re.fullmatch(
         r"s=0\.5, the reference, is the best of 3 arms: 65\.\d % \[\d\d\.\d, \d\d\.\d\] in the linear probe\.", lead
     )
@@ -240,7 +243,7 @@ def test_the_answer_stands_at_the_top(tmp_path: Path) -> None:
         more[0],
     )
     found = read(study(tmp_path / "better", at(0, 0.5), reference="s=0"))
-    lead, *more = plain_spaces(words.headline(found))
+    lead, *more = plain_spaces(findings.headline(found))
     assert re.search(r"s=0\.5 is the best of 2 arms: .*, better than the reference, s=0, by 5\.\d \[", lead)
     assert more == []
 
@@ -253,9 +256,9 @@ def plain_spaces(sentences: list[str]) -> list[str]:
 
 def test_what_the_noise_hides_is_called_so(tmp_path: Path) -> None:
     arms = {"a": ({"augment.strength": 0}, 0.6), "b": ({"augment.strength": 1}, 0.6001)}
-    (lead,) = words.headline(read(study(tmp_path / "study", arms)))
+    (lead,) = findings.headline(read(study(tmp_path / "study", arms)))
     assert "but within the noise of the seeds of the reference, a" in lead
-    assert "within the noise" in html(report.write(tmp_path / "study")).text
+    assert "within the noise" in html(study_page.write(tmp_path / "study")).text
 
 
 def test_differences_are_the_paired_ones(tmp_path: Path) -> None:
@@ -270,8 +273,8 @@ def test_differences_are_the_paired_ones(tmp_path: Path) -> None:
     values = found.values("linear.top1")
     by_hand = sum(values["s=0"][seed] - values["s=0.5"][seed] for seed in range(3)) / 3
     assert paired.mean == pytest.approx(by_hand, abs=1e-12)
-    header, rows, _ = words.arms_table(found)
-    assert rows[0][2].text == words.in_points(by_hand)
+    header, rows, _ = findings.arms_table(found)
+    assert rows[0][2].text == in_points(by_hand)
     assert rows[2][3].text == "the reference"
     assert len(header) == len(rows[0])
 
@@ -279,7 +282,7 @@ def test_differences_are_the_paired_ones(tmp_path: Path) -> None:
 def test_with_one_seed_there_is_no_interval(tmp_path: Path) -> None:
     for kind in ("curve", "compose", "categories"):
         folder = study(tmp_path / kind, seeds=1, **KINDS[kind])
-        content = html(report.write(folder))
+        content = html(study_page.write(folder))
         assert "One seed: no interval can be given" in content.text
         assert re.search(r"has the highest mean of \d arms \(no interval can be given yet\)", content.text)
         assert not re.search(r"\[[−+]?\d+\.\d, ", content.text)
@@ -292,33 +295,35 @@ def test_arms_of_an_unfinished_study_are_compared_by_the_seeds_they_share(tmp_pa
     arms = {"s=0.25": ({"augment.strength": 0.25}, 0.649), "s=0.5": ({"augment.strength": 0.5}, 0.65)}
     found = read(study(tmp_path / "study", arms, reference="s=0.5", missing=missing))
     assert found.means["s=0.25"] > found.means["s=0.5"]
-    lead = words.headline(found)[0]
+    lead = findings.headline(found)[0]
     assert lead.startswith("s=0.5, the reference, is ahead of 2 arms, compared by the seeds that each has in common")
     assert "(no interval can be given yet)" in lead
     arms["s=0.25"] = {"augment.strength": 0.25}, 0.66
-    written = report.write(study(tmp_path / "ahead", arms, reference="s=0.5", missing=missing))
+    written = study_page.write(study(tmp_path / "ahead", arms, reference="s=0.5", missing=missing))
     found = read(tmp_path / "ahead")
     first, other = (found.values("linear.top1")[arm][0] for arm in ("s=0.25", "s=0.5"))
     text = html(written).text
-    assert f"s=0.25, linear probe{words.percent(first, unit='%')}" in re.sub(r"\s*\n\s*", "", text)
-    assert f"s=0.5, the reference, 1 seed in common{words.percent(other, unit='%')}" in re.sub(r"\s*\n\s*", "", text)
+    assert f"s=0.25, linear probe{percent(first, unit='%')}" in re.sub(r"\s*\n\s*", "", text)
+    assert f"s=0.5, the reference, 1 seed in common{percent(other, unit='%')}" in re.sub(r"\s*\n\s*", "", text)
 
 
 def test_an_arm_held_against_the_reference_alone_is_not_called_the_best(
     tmp_path: Path,
 ) -> None:
     arms = at(0, 0.25, 0.5)
-    assert "s=0.5 has the highest mean of 3 arms: " in words.headline(read(study(tmp_path, arms, reference="s=0")))[0]
+    assert (
+        "s=0.5 has the highest mean of 3 arms: " in findings.headline(read(study(tmp_path, arms, reference="s=0")))[0]
+    )
 
 
 def test_a_study_put_away_without_its_runs_is_written_again(tmp_path: Path) -> None:
     folder = study(tmp_path / "study", failed=(("s=0", 1),), **KINDS["curve"])
-    before = {path: path.read_bytes() for key, path in report.write(folder).items() if key != "html"}
+    before = {path: path.read_bytes() for key, path in study_page.write(folder).items() if key != "html"}
     shutil.rmtree(folder / "arms")
     for path in before:
         if path.name != "runs.json":
             path.unlink()
-    written = report.write(folder)  # without the strips of views alone
+    written = study_page.write(folder)  # without the strips of views alone
     assert {path: path.read_bytes() for path in before} == before
     assert "What the views look like" not in html(written).text
     (folder / "runs.json").write_text('{"a": 1}')
@@ -332,11 +337,11 @@ def test_half_a_study_has_a_report_that_says_so(tmp_path: Path) -> None:
         missing=(("s=0", 0), ("s=0", 1), ("s=0", 2)), failed=(("s=1", 0), ("s=1", 1), ("s=1", 2), ("s=0.25", 1)),
     )  # fmt: skip
     found = read(folder)
-    rows = {row[0].text: [cell.text for cell in row] for row in words.arms_table(found)[1]}
+    rows = {row[0].text: [cell.text for cell in row] for row in findings.arms_table(found)[1]}
     assert rows["s=0"][3] == "not run"
     assert rows["s=1"][3] == "failed"
     assert rows["s=0.25"][-1] == "2"
-    content = html(report.write(folder))
+    content = html(study_page.write(folder))
     assert "Incomplete: 5 of 12 runs have finished." in content.text
     assert "Not run yet: s=0 (seed 0), s=0 (seed 1) and s=0 (seed 2)." in content.text
     assert "the loss is <NaN>" in content.text
@@ -349,11 +354,11 @@ def test_without_the_reference_nothing_is_compared(kind: str, tmp_path: Path) ->
     arms = list(KINDS[kind]["arms"])
     reference = KINDS[kind].get("reference", arms[0])
     gone = tuple((reference, seed) for seed in range(3))
-    content = html(report.write(study(tmp_path / "some", missing=gone, **KINDS[kind])))
+    content = html(study_page.write(study(tmp_path / "some", missing=gone, **KINDS[kind])))
     assert f"The reference, {reference}, has no finished run" in content.text
     kept = next(arm for arm in arms if arm != reference)
     gone = tuple((arm, seed) for arm in arms for seed in range(3) if arm != kept)
-    content = html(report.write(study(tmp_path / "one", failed=gone, **KINDS[kind])))
+    content = html(study_page.write(study(tmp_path / "one", failed=gone, **KINDS[kind])))
     assert f"Only one arm has finished: {kept}" in content.text
 
 
@@ -362,7 +367,7 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
         for key in ("quality", "invariance", "decode", "factors", "pretext", "machine", "versions", "commit", "cost"):
             result.pop(key)
 
-    written = report.write(study(tmp_path / "study", at(0, 1), change=poor))
+    written = study_page.write(study(tmp_path / "study", at(0, 1), change=poor))
     assert written.keys() - {"parquet"} == {"html", "md", "csv", "runs", "png"}
     assert html(written).tags.count("picture") == 1
 
@@ -381,7 +386,7 @@ def test_numbers_that_are_none_do_not_count(tmp_path: Path) -> None:
     found = read(folder)
     assert found.values("linear.top1").keys() == {"s=0", "s=0.5"}
     assert found.intervals["s=0"].n == 2
-    html(report.write(folder))
+    html(study_page.write(folder))
 
 
 HOSTILE = [
@@ -407,7 +412,7 @@ def test_names_do_no_harm(kind: str, tmp_path: Path) -> None:
         title=HOSTILE[0], command=HOSTILE[0], protocol=HOSTILE[2], name="../../<up>", data=HOSTILE[2],
         failed=((HOSTILE[1], 0),),
     )  # fmt: skip
-    written = report.write(folder)
+    written = study_page.write(folder)
     content = html(written)
     for name in HOSTILE[:3]:
         assert name in content.text
@@ -423,7 +428,7 @@ def test_names_do_no_harm(kind: str, tmp_path: Path) -> None:
 
 def test_tidy_rows_hold_every_number(tmp_path: Path) -> None:
     folder = study(tmp_path / "study", failed=(("s=0", 1),), **KINDS["curve"])
-    written = report.write(folder)
+    written = study_page.write(folder)
     with written["csv"].open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["study", "arm", "augment.strength", "seed", "hash", "status", "metric", "value"]
@@ -448,7 +453,7 @@ def test_places_of_several_kinds_fit_a_table(tmp_path: Path) -> None:
     values = {"a": 1, "b": "y", "c": [0.1, 1], "d": None}
     arms: dict[str, tuple[Place, float]] = {arm: ({"x": value}, 0.5) for arm, value in values.items()}
     folder = study(tmp_path / "study", arms, "grid", {"x": list(values.values())})
-    table = parquet.read_table(report.write(folder)["parquet"])
+    table = parquet.read_table(study_page.write(folder)["parquet"])
     assert set(table["x"].to_pylist()) == {"1", "y", "[0.1, 1]", None}
 
 
@@ -506,7 +511,7 @@ def test_what_cannot_be_reported_is_told(
     if then is not None:
         then(folder)
     with pytest.raises(UserError, match=message):
-        report.write(folder)
+        study_page.write(folder)
     assert not (folder / "report.html").exists()
 
 
@@ -523,14 +528,14 @@ def test_a_failed_run_of_another_protocol_does_not_matter(tmp_path: Path) -> Non
 
 def test_a_full_disk_is_told_and_leaves_the_last_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = study(tmp_path / "study", at(0, 1))
-    before = {path: path.read_bytes() for path in report.write(folder).values()}
+    before = {path: path.read_bytes() for path in study_page.write(folder).values()}
 
     def full(self: Path, data: bytes) -> int:
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
-        report.write(folder)
+        study_page.write(folder)
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -538,13 +543,8 @@ def test_what_stands_in_the_way_is_told(tmp_path: Path) -> None:
     folder = study(tmp_path / "study", at(0, 1))
     (folder / "report.md").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*report\.md"):
-        report.write(folder)
+        study_page.write(folder)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
-
-
-@pytest.mark.parametrize("paint", ["#0b3d66", "#7fb2d8", "#f3f7fb", "#2f6f9f", "#858585"])
-def test_letters_stand_out_on_every_tile(paint: str) -> None:
-    assert ink_on(paint) == ("#ffffff" if paint in ("#0b3d66", "#2f6f9f") else "#14181d")
 
 
 def test_few_arms_are_the_best_the_worst_and_the_reference(tmp_path: Path) -> None:
@@ -554,11 +554,3 @@ def test_few_arms_are_the_best_the_worst_and_the_reference(tmp_path: Path) -> No
     assert len(few(found)) <= MOST
     assert {"s=0", "s=29"} <= set(few(found))
     assert few(found) == [arm for arm in found.arms if arm in few(found)]
-
-
-def test_long_names_are_folded() -> None:
-    assert fold("a b", 10) == "a b"
-    for text in ("word " * 50, "x" * 500, "", "a \n b"):
-        lines = fold(text, 12).split("\n")
-        assert len(lines) <= 2
-        assert max(map(len, lines)) <= 12
