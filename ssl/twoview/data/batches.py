@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
-from twoview.rng import permutation
+from twoview.rng import exact, permutation
 
 
 class Batch(NamedTuple):
@@ -136,7 +136,7 @@ class TwoViewDataModule(pl.LightningDataModule):
                     f"pair; choose a batch_size of which each of the {self.trainer.world_size} devices gets an even "
                     "number, and loader.drop_last=true"
                 )
-        device = self.trainer.strategy.root_device
+        device = exact(self.trainer.strategy.root_device)
         self.views.to(device)
         share, (H, W) = self.batch_size // self.trainer.world_size, self.train.shape[-2:]
         self.views.ahead = 2 * share * self.batches_per_epoch * (self.trainer.max_epochs or 1) * H * W
@@ -155,11 +155,15 @@ class TwoViewDataModule(pl.LightningDataModule):
         self.arrived = time.monotonic()
         return batch
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return super().transfer_batch_to_device(batch, exact(device), dataloader_idx)  # where its views are made
+
     def on_after_batch_transfer(self, batch: Fetched, dataloader_idx: int) -> Batch:
         assert self.trainer is not None
         images, index, label = batch
         v1, v2, *share = self.views(images, index, self.trainer.current_epoch)
-        return Batch((v1, v2), index, label, *share)
+        made, device = Batch((v1, v2), index, label, *share), self.trainer.strategy.root_device
+        return super().transfer_batch_to_device(made, device, dataloader_idx)
 
 
 class GlobalBatches(Sampler[Tensor]):

@@ -10,7 +10,7 @@ from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.classify.knn import knn_accuracy
 from twoview.evaluate.features import extract
-from twoview.rng import permutation
+from twoview.rng import exact, permutation
 from twoview.watch.meter import Meter
 
 
@@ -68,7 +68,9 @@ class KNNMonitor(pl.Callback):
             views = trainer.datamodule.views
             encoder = Frozen(pl_module.encoder, views.mean.flatten().tolist(), views.std.flatten().tolist())
             device = pl_module.device
-            bank, queries = (extract(encoder, images, device=device) for images in (self.train, self.test))
+            bank, queries = (
+                extract(encoder, images, device=device).to(exact(device)) for images in (self.train, self.test)
+            )
             assert self.train.labels is not None
             assert self.test.labels is not None
             self.last = knn_accuracy(
