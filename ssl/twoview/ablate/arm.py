@@ -1,22 +1,19 @@
 """One arm of a study with one seed: an ordinary run of the trainer, and then what its encoder is worth and knows."""
 
-import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import rich
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import Tensor
 
 from twoview.cli import schema
-from twoview.cli.entry import output_dir, plain
+from twoview.cli.entry import output_dir, plain, silent
 from twoview.cli.explain import explain
 from twoview.data.set import SampleSet
 from twoview.encoder.frozen import Frozen
@@ -238,23 +235,3 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     """The summary of a run that has finished and whose weights are there."""
     summary = read_json(folder / SUMMARY)
     return summary if summary.get("status") == "finished" and (folder / CHECKPOINT).exists() else None
-
-
-@contextlib.contextmanager
-def silent(path: Path) -> Iterator[None]:
-    """Sends what a run says to a file: the study has one display for all its arms."""
-    root, console = logging.getLogger(), rich.get_console()
-    handlers, level, kept = root.handlers, root.level, dict(console.__dict__)
-    with path.open("a") as file:
-        handler = logging.StreamHandler(file)
-        handler.handleError = lambda record: None  # type: ignore[method-assign] # a full disk shows at the end
-        handler.addFilter(lambda record: record.name.startswith("twoview") or record.levelno >= logging.ERROR)
-        root.handlers = [handler]
-        root.setLevel(logging.INFO)
-        console.__dict__ = Console(file=file, width=120).__dict__
-        try:
-            yield
-        finally:
-            root.handlers = handlers
-            root.setLevel(level)
-            console.__dict__ = kept

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from twoview.run.identity import Identity, code_digest, config_hash, data_digest
 from twoview.run.provenance import commit, machine, versions
 from twoview.run.resume import STARTS, refuse_misfit, refuse_other_steps, resumed, source
 from twoview.run.saving import FORMAT, Checkpoints, Interrupted, held
+from twoview.train.budget import TrialStopped, epochs_within
 from twoview.train.compiled import Compiler
 from twoview.watch.bar import ProgressBar
 from twoview.watch.doctor import parting_words
@@ -48,6 +50,7 @@ KEYS = {
     "name": str,
     "seed": int,
     "epochs": int,
+    "budget": float | None,
     "batch_size": int,
     "log_every_steps": int,
     "debug": bool,
@@ -67,12 +70,25 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
 
     Raises UserError for whatever the user can mend, before anything is written where that is possible.
     """
+    began = time.monotonic()
     check(config)
+    if config.get("budget") is not None:
+        config = config | {"epochs": _epochs_within(config, run_dir, began), "budget": None}
     if getattr(rank_zero_only, "rank", 0):  # the first of several processes holds the folder for all
         return _run(config, run_dir)
     with held(run_dir):
         _check_places(run_dir)
         return _run(config, run_dir)
+
+
+def _epochs_within(config: dict[str, Any], run_dir: Path, began: float) -> int:
+    """What `budget` comes to: of a run that goes on, the epochs that it has already."""
+    _, checkpoint = source(config["resume"], run_dir)
+    if checkpoint is None:
+        return epochs_within(config["budget"], config, run, began)
+    epochs = int(checkpoint["twoview"]["config"]["epochs"])
+    log.info("budget=%g chose the epochs when the run began: %d", config["budget"], epochs)
+    return epochs
 
 
 def _check_places(run_dir: Path) -> None:
@@ -321,6 +337,7 @@ def summarise(
         "status": f"stopped: {stopped.reason}" if stopped else "finished",
         "epochs": trainer.global_step / max(1, trainer.num_training_batches),
         "steps": trainer.global_step,
+        "samples": len(trainer.datamodule.train),  # type: ignore[attr-defined]
         "loss": meter.latest.get("loss"),
         "chance_loss": meter.latest.get("chance_loss"),
         "numbers": {name: meter.latest[name] for name in meter.numbers if name in meter.latest},
@@ -337,6 +354,7 @@ def summarise(
         },
         "training_seconds": round(meter.seconds, 2),
         "training_time": clock(meter.seconds),
+        "evaluation_seconds": round(meter.evaluating, 2),
         "images_per_second": trainer.global_step * config["batch_size"] / meter.seconds if meter.seconds else None,
         "waiting": meter.waited / meter.seconds if meter.seconds else None,
         "seed": config["seed"],
@@ -356,6 +374,9 @@ def main(composed: DictConfig) -> int:
         elif config["resume"] and isinstance(config["resume"], str):
             config, run_dir = resumed(composed, overrides())
         summary = run(config, run_dir)
+    except TrialStopped as stop:
+        log.info("%s, before the run began", stop)
+        return EXIT_CODES.get(str(stop), 1)
     finally:
         _remove_if_empty(output_dir())
     _say_goodbye(summary, run_dir)
