@@ -21,7 +21,7 @@ from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
 from twoview.augment.views import TwoViews
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
-from twoview.evaluate.classify.labelled import check_both, split
+from twoview.evaluate.classify.labelled import checked_both, hold_out
 from twoview.evaluate.classify.score import Head, ProbeResult, fingerprint, score
 from twoview.rng import permutation
 
@@ -148,7 +148,7 @@ def follow(
     the end. Raises UserError as `twoview.evaluate.classify.linear.probe` does, and for a training that diverges.
     """
     began = time.perf_counter()
-    labels, answers = check_both(train_features, train_labels, test_features, test_labels, classes)
+    labels, answers = checked_both(train_features, train_labels, test_features, test_labels, classes)
     if take is None:
         if recipe.augment:
             raise ValueError(f"protocol {recipe.name} trains on augmented images: take=crops(...)")
@@ -160,7 +160,7 @@ def follow(
 
     rates, path, held = recipe.rates, [], everything[:0]
     if len(rates) > 1:
-        kept, held = split(labels, classes, holdout, seed)
+        kept, held = hold_out(labels, classes, holdout, seed)
         heads, _, _ = _train(recipe, rates, take, kept, labels, classes, seed, epochs)
         for rate, head in zip(rates, heads, strict=True):
             right = head.logits(train_features[held]).argmax(1) == labels[held]
