@@ -17,7 +17,7 @@ from twoview.augment.views import TwoViews
 from twoview.cli.configs import options
 from twoview.train import pretrain
 from twoview.watch import doctor
-from twoview.watch.doctor import HEALTHY, TOO_EARLY, Diagnosis, examine, examine_run
+from twoview.watch.doctor import HEALTHY, TOO_EARLY, UNKNOWN, Diagnosis, examine, examine_run
 from twoview.watch.illnesses import USUAL_LR
 
 Compose = Callable[..., dict[str, Any]]
@@ -199,8 +199,66 @@ def test_a_loss_that_rises_while_the_queue_fills_is_no_divergence() -> None:
 
     readings = rows(FALLING, chance)
     assert readings[2]["loss"] > readings[0]["loss"]
-    assert examine(readings, {"model": {"queue_size": 4096}}).verdict == HEALTHY  # 4,000 are there
-    assert examine(readings, {"model": {"queue_size": 8192}}).verdict == "queue not filled"
+    assert examine(readings).verdict == HEALTHY
+
+
+def test_a_queue_is_judged_by_what_the_method_tells_of_it() -> None:
+    config = {"model": {"queue_size": 8192}}
+    assert examine(rows(FALLING), config).verdict == HEALTHY  # nothing is told
+    assert examine(rows(FALLING, queue_filled=0.98), config).verdict == HEALTHY
+    (finding,) = examine(rows(FALLING, queue_filled=0.5), config).findings
+    assert finding.name == "queue not filled"
+    assert "model.queue_size=4096" in finding.remedy
+
+
+# Methods without a chance level.
+
+
+def without_chance(**more: float) -> Any:
+    return [{name: row[name] for name in ("step", "epoch", "loss", "lr")} | more for row in rows(FALLING)]
+
+
+def test_without_a_chance_level_a_run_is_judged_by_its_spread_alone() -> None:
+    for curve in ("z_std", "spread", "h_std"):
+        assert examine(without_chance(**{curve: 0.9})).verdict == HEALTHY
+        diagnosis = examine(without_chance(**{curve: 0.05}))
+        assert diagnosis.verdict == "complete collapse"
+        assert "loss / chance level" not in {proof.what for proof in diagnosis.findings[0].evidence}
+        assert "without negatives" in diagnosis.findings[0].cause
+    assert examine(without_chance(z_std=0.05, spread=0.9)).verdict == "complete collapse"  # what tells most
+
+
+def test_a_loss_alone_proves_nothing() -> None:
+    diagnosis = examine(without_chance())
+    assert (diagnosis.verdict, diagnosis.code, diagnosis.findings) == (UNKNOWN, 3, ())
+    assert "loss 3.6" in diagnosis.state
+    rising = without_chance()
+    rising[-1]["loss"] *= 5  # as BYOL's does when its features spread
+    assert examine([row | {"spread": 0.9} for row in rising]).verdict == HEALTHY
+
+
+def test_what_needs_no_chance_level_is_found_without() -> None:
+    readings = without_chance(spread=0.9, h_effective_rank=100.0, waiting=0.9)
+    readings[-1]["h_effective_rank"] = 40.0
+    assert {finding.name for finding in examine(readings).findings} == {"dimensional collapse", "input-bound"}
+    readings[-1]["loss"] = math.nan
+    assert examine(readings).verdict == "NaN"
+
+
+BYOL = ("model=byol", "model.predictor.hidden_dim=16", "model.momentum=0.9", "optimizer=muon")
+
+
+def test_byol_is_healthy(diagnose: Callable[..., Diagnosis]) -> None:
+    diagnosis = diagnose(*BYOL, *WIDE)
+    assert (diagnosis.verdict, diagnosis.findings) == (HEALTHY, ()), diagnosis.table()
+    assert "spread" in diagnosis.state
+
+
+def test_byol_without_its_guards_has_collapsed(diagnose: Callable[..., Diagnosis]) -> None:
+    """Without normalisation in the heads nothing is in the way of the easiest prediction, one point for all."""
+    words = ("model.projector.norm=none", "model.predictor.norm=none", "optimizer=sgd", "optimizer.lr_per_256=0.3")
+    diagnosis = diagnose(*BYOL, *words, *WIDE)
+    assert diagnosis.verdict == "complete collapse"
 
 
 def test_a_spike_that_the_run_recovers_from_is_no_illness_and_one_that_stays_is() -> None:

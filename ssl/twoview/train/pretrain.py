@@ -154,7 +154,7 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
             even_shares=data.drop_last,
             view_shapes=shapes,
             mixed=views.mix is not None,
-            labelled=train.labels is not None and bool((train.labels >= 0).all()),
+            labelled=train.labels is not None and bool((train.labels >= 0).any()),
             metered=True,
             through=through,
         )

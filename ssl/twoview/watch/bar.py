@@ -110,7 +110,7 @@ class ProgressBar(pl.Callback):
         parts = []
         if "loss" in m:
             parts.append(f"loss {m['loss']:.3f}" + (f" (chance {m['chance_loss']:.2f})" if "chance_loss" in m else ""))
-        told = [name for name in self.meter.numbers if name in m]
+        told = [name for name in self.meter.numbers[:2] if name in m]  # what the method names first
         parts += [f"acc {m[name]:.1%}" if name == "accuracy" else f"{name} {m[name]:.3g}" for name in told]
         if "knn" in m:
             parts.append(f"kNN {m['knn']:.1%}")
