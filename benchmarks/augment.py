@@ -54,7 +54,9 @@ def ours(compiled: bool, side: int, batch: int, device: str) -> Callable[[int], 
         "jitter": ColorJitter(strength=0.5),
         "gray": Grayscale(),
     }
-    views = TwoViews(ops, MEAN, STD, compile=compiled).to(device)
+    from twoview.data.image.pixels import Pixels
+
+    views = TwoViews(ops, Pixels(MEAN, STD), compile=compiled).to(device)
     x, index = images(side, batch).to(device), torch.arange(batch, device=device)
     return lambda i: views(x, index, i)
 

@@ -39,6 +39,7 @@ def measure(name: str, network: str, minutes: float, precision: str, data: str) 
     from run import cores
 
     from twoview.cli import schema
+    from twoview.data.image.pixels import Pixels
     from twoview.encoder.frozen import Frozen
     from twoview.evaluate.classify.knn import knn_accuracy
     from twoview.evaluate.classify.linear import probe
@@ -62,7 +63,7 @@ def measure(name: str, network: str, minutes: float, precision: str, data: str) 
     start = time.monotonic()
     peer.fit(batches, peer.batch, chosen, device, progress)
     seconds = time.monotonic() - start
-    encoder = Frozen(peer.encoder, peer.mean, peer.std)
+    encoder = Frozen(peer.encoder, Pixels(peer.mean, peer.std))
     bank, queries = (extract(encoder, images, device=device).to(device) for images in (train, test))
     labels, truth = train.labels.to(device), test.labels.to(device)
     classes = len(train.classes)

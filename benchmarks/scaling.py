@@ -40,13 +40,14 @@ def synthetic(n: int, split: str) -> Any:
     """`n` images of noise, 5,000 of them different: a SampleSet without labels, and no test split."""
     import torch
 
+    from twoview.data.image.pixels import Pixels
     from twoview.data.set import SampleSet
 
     if split == "test":
         return None
     some = torch.randint(0, 256, (min(n, 5000), 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
     images = some.to(torch.uint8).repeat(-(-n // len(some)), 1, 1, 1)[:n].contiguous()
-    return SampleSet("noise", images, None, (), (0.5,) * 3, (0.29,) * 3)
+    return SampleSet("noise", images, None, (), Pixels((0.5,) * 3, (0.29,) * 3))
 
 
 def paper(n: int, batch: int, side: int, widths: list[int], parameters: int) -> dict[str, int]:

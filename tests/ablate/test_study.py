@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twoview.ablate.study import AddOne, Compose, Curve, Grid, LeaveOneOut, value, value_of
+from twoview.augment.views import TwoViews
 from twoview.cli import schema
 from twoview.cli.configs import options
+from twoview.data.image.pixels import Pixels
 from twoview.errors import UserError
 from twoview.model.base import Method
 from twoview.train import pretrain
@@ -57,8 +59,8 @@ def test_compose_has_each_operation_alone_and_each_pair_once(base: dict[str, Any
     assert [arm.name for arm in plan.arms] == [
         "crop", "crop + colour", "crop + more", "colour", "colour + more", "more",
     ]  # fmt: skip
-    assert plan.arms[0].words[-1] == "augment.second=null"
-    assert plan.arms[1].words[-1] == "augment.second={colour:null}"
+    assert plan.arms[0].words[-1] == "augment.views=null"
+    assert plan.arms[1].words[-1] == "augment.views=[{count:1},{count:1,ops:{colour:null}}]"
 
 
 def test_leave_one_out_and_add_one(base: dict[str, Any]) -> None:
@@ -184,9 +186,9 @@ def test_arms_of_one_seed_share_weights_order_and_the_numbers_of_their_common_op
     images, index = torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8), torch.arange(8)
     boxes = []
     for arm in (["augment.strength=0"], ["~augment.ops.flip", "augment.strength=1"]):
-        views = schema.build(compose(*tiny, *arm)["augment"], mean=(0.5,) * 3, std=(0.5,) * 3, seed=3)
-        crop = {"crop": views.policies[0]["crop"]}
-        boxes.append(views.augment(images, index, 2, 1, crop))
+        views = schema.build(compose(*tiny, *arm)["augment"], preprocess=Pixels((0.5,) * 3, (0.5,) * 3), seed=3)
+        crop = TwoViews({"crop": views.policies[0]["crop"]}, views.preprocess, seed=3)
+        boxes.append(crop(images, index, 2)[1])
     assert torch.equal(*boxes)
 
 

@@ -1,8 +1,10 @@
+import copy
 import logging
 import math
 import os
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,15 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from twoview.augment import views as base
+from twoview.augment import compiled as blocks
 from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
 from twoview.augment.image.photometric import ColorJitter, GaussianBlur, Grayscale
 from twoview.augment.operation import BatchAugment, Params, check_range
 from twoview.augment.views import TwoViews
+from twoview.data.image.pixels import Pixels
+from twoview.data.preprocess import Preprocess
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.rng import Draw
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+PIXELS = Pixels(MEAN, STD)
+PLAIN = Pixels((0.0,) * 3, (1.0,) * 3)
 
 
 class Record(BatchAugment):
@@ -57,7 +64,12 @@ def policy() -> dict[str, BatchAugment]:
 
 
 def two_views(ops: dict[str, BatchAugment] | None = None, **options: object) -> TwoViews:
-    return TwoViews(policy() if ops is None else ops, MEAN, STD, **options)
+    return TwoViews(policy() if ops is None else ops, PIXELS, **options)
+
+
+def second(changes: dict[str, object] | None) -> list[dict[str, object]] | None:
+    """Two views, of which the second has a policy of its own."""
+    return None if changes is None else [{"count": 1}, {"count": 1, "ops": changes}]
 
 
 def pixels(n: int, size: int = 32, channels: int = 3) -> Tensor:
@@ -211,12 +223,11 @@ def test_normalisation_comes_last() -> None:
         assert back.max() < 1 + 1e-5
 
 
-def test_augment_is_what_forward_normalises() -> None:
-    views = two_views()
+def test_prepared_views_are_what_forward_finishes() -> None:
     images, i = pixels(6), index(6)
-    for v, view in enumerate(views(images, i, 5)):
-        shown = views.augment(images, i, 5, v, views.policies[v])
-        torch.testing.assert_close(views.normalize(shown), view, rtol=0, atol=2e-6)
+    views = two_views(views=[{"count": 2}, {"count": 2, "ops": {"crop": {"size": 12}, "gray": None}}])
+    for seen, view in zip(views.prepared(images, i, 5), views(images, i, 5), strict=True):
+        assert PIXELS.finish(seen).equal(view)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "channels_last", "strided"])
@@ -245,7 +256,7 @@ def test_images_are_not_changed_in_place(dtype: torch.dtype) -> None:
     images = pixels(8).to(dtype) / 255 if dtype.is_floating_point else pixels(8)
     before = images.clone()
     two_views()(images, index(8), 0)
-    two_views(second={"blur": None})(images, index(8), 0)
+    two_views(views=second({"blur": None}))(images, index(8), 0)
     assert images.equal(before)
 
 
@@ -253,8 +264,8 @@ def test_images_are_not_changed_in_place(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("size", [None, 20])
 def test_empty_batches_and_batches_of_one(n: int, size: int | None) -> None:
     ops = policy() | {"crop": RandomResizedCrop(size=size)}
-    for second in (None, {"gray": Grayscale(1.0)}):
-        for v in two_views(ops, second=second)(pixels(n), index(n), 0):
+    for changes in (None, {"gray": Grayscale(1.0)}):
+        for v in two_views(ops, views=second(changes))(pixels(n), index(n), 0):
             assert v.shape == (n, 3, size or 32, size or 32)
             assert v.isfinite().all()
 
@@ -276,7 +287,7 @@ def test_larger_images(side: int, n: int) -> None:
 
 
 def test_one_channel() -> None:
-    for v in TwoViews(policy(), (0.5,), (0.2,))(pixels(8, channels=1), index(8), 0):
+    for v in TwoViews(policy(), Pixels((0.5,), (0.2,)))(pixels(8, channels=1), index(8), 0):
         assert v.shape == (8, 1, 32, 32)
         assert v.isfinite().all()
 
@@ -320,19 +331,19 @@ def test_operations_have_streams_of_their_own() -> None:
     assert not (ops["a"].seen == ops["b"].seen).any()
 
 
-def test_second_overrides_the_second_view_only() -> None:
+def test_a_group_changes_its_own_views_only() -> None:
     images, i = pixels(16), index(16)
     same1, same2 = two_views()(images, i, 0)
-    v1, v2 = two_views(second={"gray": Grayscale(1.0), "blur": None})(images, i, 0)
+    v1, v2 = two_views(views=second({"gray": Grayscale(1.0), "blur": None}))(images, i, 0)
     torch.testing.assert_close(v1, same1, rtol=0, atol=2e-6)
     pixels2 = v2 * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
     assert (pixels2 - pixels2[:, :1]).abs().max() < 1e-5
     assert not torch.allclose(v2, same2)
 
 
-def test_a_second_policy_that_says_the_same_gives_the_same_views() -> None:
+def test_a_group_that_says_the_same_gives_the_same_views() -> None:
     images, i = pixels(16), index(16)
-    for a, b in zip(two_views()(images, i, 0), two_views(second=policy())(images, i, 0), strict=True):
+    for a, b in zip(two_views()(images, i, 0), two_views(views=second(policy()))(images, i, 0), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
 
 
@@ -340,14 +351,95 @@ def test_dropping_an_operation_equals_never_having_it() -> None:
     images, i = pixels(8), index(8)
     without = {name: op for name, op in policy().items() if name != "jitter"}
     expected = two_views(without)(images, i, 0)[1]
-    torch.testing.assert_close(two_views(second={"jitter": None})(images, i, 0)[1], expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(two_views(views=second({"jitter": None}))(images, i, 0)[1], expected, rtol=0, atol=2e-6)
 
 
-def test_unknown_operations_in_second_are_named_with_what_there_is() -> None:
-    with pytest.raises(UserError, match=r"augment\.second names solarize, which the policy lacks; it has crop, flip"):
-        two_views(second={"solarize": Grayscale()})
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        (
+            [{"ops": {"solarize": {"p": 0.1}}}],
+            r"augment\.views changes solarize, which the policy lacks; it has crop",
+        ),
+        ([{"ops": {"solarize": None}}], "changes solarize, which the policy lacks"),
+        ([{"ops": {"crop": {"sise": 12}}}], "RandomResizedCrop has no argument 'sise'; it has: scale, ratio, size"),
+        ([{"ops": {"crop": {"size": 0}}}], "size must be at least 1 pixel"),
+        ([{"number": 2}], "a group of views has count and ops"),
+        ([{"count": 0}], "count is a number"),
+        ([{"count": True}], "count is a number"),
+        ([{"count": 1, "ops": ["crop"]}], "ops what changes the policy"),
+        (["crop"], "a group of views has count and ops"),
+        ([], "describes 0 views"),
+        ([{"count": 70_000}], "describes 70000 views"),
+    ],
+)
+def test_groups_that_describe_no_views_are_refused_in_one_line(groups: list[Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as refusal:
+        two_views(views=groups)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_policy_without_operations_says_so() -> None:
     with pytest.raises(UserError, match="it has no operations"):
-        two_views({}, second={"blur": None})
+        two_views({}, views=second({"blur": None}))
+
+
+def test_local_crops_are_views_of_their_own_size_with_numbers_behind_those_of_the_global_ones() -> None:
+    """Numbers of views are their places: two global views have the bits that they have alone, and a local one is what
+    its number and its policy say, whatever the groups are."""
+    images, i = pixels(9), index(9)
+    local = {"crop": {"size": 12, "scale": [0.05, 0.2]}, "blur": None, "flip": {"p": 0.0}}
+    views = two_views(views=[{"count": 2}, {"count": 3, "ops": local}])
+    found = views(images, i, 4)
+    assert [tuple(view.shape[1:]) for view in found] == [(3, 32, 32)] * 2 + [(3, 12, 12)] * 3
+    for a, b in zip(found, two_views()(images, i, 4), strict=False):
+        assert a.equal(b)
+    ops = policy() | {"crop": RandomResizedCrop(size=12, scale=(0.05, 0.2)), "flip": HorizontalFlip(0.0)}
+    del ops["blur"]
+    alone = two_views(ops, views=[{"count": 5}])(images, i, 4)
+    for a, b in zip(found[2:], alone[2:], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+    assert len({view.numpy().tobytes() for view in found}) == 5
+    assert views.count == len(views.policies) == 5
+    assert "blur" in views.policies[1]
+    assert "blur" not in views.policies[2]
+
+
+def test_a_group_may_have_an_operation_more() -> None:
+    images, i = pixels(6), index(6)
+    ops = {"flip": HorizontalFlip()}
+    _, v2 = two_views(ops, views=second({"gray": Grayscale(1.0)}))(images, i, 0)
+    assert v2.equal(two_views(ops | {"gray": Grayscale(1.0)})(images, i, 0)[1])
+
+
+def test_an_operation_on_other_data_is_refused_in_one_line() -> None:
+    class Reverse(Record):
+        kind = "wave"
+
+    with pytest.raises(UserError, match=r"augment\.ops\.back: Reverse is an operation on .* wave, .* kind image; ch"):
+        two_views({"back": Reverse()})
+    with pytest.raises(UserError, match="Reverse"):
+        two_views({"flip": HorizontalFlip()}, views=second({"flip": Reverse()}))
+    assert TwoViews({"back": Reverse(), "flip": HorizontalFlip()}, Preprocess()).count == 2  # of data of no kind
+
+
+def test_changed_operations_keep_their_other_arguments() -> None:
+    op = ColorJitter(0.1, hue=0.3, p=0.7).changed(contrast=0.5, p=0.2)
+    assert (op.brightness, op.contrast, op.saturation, op.hue, op.p) == (0.1, 0.5, 0.8, 0.3, 0.2)
+    again = copy.deepcopy(op).changed(p=1.0)
+    assert (again.contrast, again.p) == (0.5, 1.0)
+
+
+def test_operations_get_the_training_set() -> None:
+    class Other(Record):
+        def attach(self, train: SampleSet) -> None:
+            self.train = train
+
+    ops = {"a": Other(), "b": Other()}
+    views = two_views(ops, views=[{"count": 1}, {"count": 1, "ops": {"b": {"p": 0.5}}}])
+    train = SampleSet("noise", pixels(4), None, (), PIXELS)
+    views.attach(train)
+    assert [op.train for group in views.groups for op in group.policy.ops.values()] == [train] * 4
 
 
 @settings(deadline=None, max_examples=25)
@@ -358,7 +450,7 @@ def test_unknown_operations_in_second_are_named_with_what_there_is() -> None:
     side=st.integers(4, 12),
 )
 def test_any_counters_give_pixels_in_range(seed: int, epoch: int, numbers: list[int], side: int) -> None:
-    views = TwoViews(policy() | {"crop": RandomResizedCrop(interpolation="bicubic")}, (0.0,) * 3, (1.0,) * 3, seed=seed)
+    views = TwoViews(policy() | {"crop": RandomResizedCrop(interpolation="bicubic")}, PLAIN, seed=seed)
     images = pixels(len(numbers), side)
     v1, v2 = views(images, torch.tensor(numbers), epoch)
     for v in (v1, v2):
@@ -375,7 +467,7 @@ def test_any_counters_give_pixels_in_range(seed: int, epoch: int, numbers: list[
 @pytest.fixture
 def info(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """The lines that the engine has logged."""
-    caplog.set_level(logging.INFO, "twoview.augment.views")
+    caplog.set_level(logging.INFO, "twoview")
     return lambda: [record.getMessage() for record in caplog.records]
 
 
@@ -386,19 +478,19 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", [None, 20])
-@pytest.mark.parametrize("second", [None, {"gray": None}])
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, size: int | None, second: dict[str, None]) -> None:
+@pytest.mark.parametrize("changes", [None, {"gray": None}])
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, size: int | None, changes: dict[str, object]) -> None:
     ops, images, i = policy() | {"crop": RandomResizedCrop(size=size)}, pixels(37), index(37)
-    whole = two_views(ops, second=second)(images, i, 1)
-    monkeypatch.setattr(base, "_CACHE", 5 * 4 * 3 * 32 * 32)  # rounded down to four rows
-    for a, b in zip(two_views(ops, second=second)(images, i, 1), whole, strict=True):
+    whole = two_views(ops, views=second(changes))(images, i, 1)
+    monkeypatch.setattr(blocks, "_EAGER", 5 * 4 * 3 * 32 * 32 // torch.get_num_threads())  # rounded down to four rows
+    for a, b in zip(two_views(ops, views=second(changes))(images, i, 1), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("second", [None, {"gray": None}])
-def test_the_last_block_of_a_compiled_policy_is_filled_up(second: dict[str, None]) -> None:
-    views, eager = two_views(compile=True, second=second), two_views(compile=False, second=second)
+@pytest.mark.parametrize("changes", [None, {"gray": None}])
+def test_the_last_block_of_a_compiled_policy_is_filled_up(changes: dict[str, object]) -> None:
+    views, eager = (two_views(compile=compiled, views=second(changes)) for compiled in (True, False))
     for n in (70, 5, 1, 0):
         for a, b in zip(views(pixels(n), index(n), n), eager(pixels(n), index(n), n), strict=True):
             assert a.shape == b.shape
@@ -410,7 +502,7 @@ def test_the_last_block_of_a_compiled_policy_is_filled_up(second: dict[str, None
 @pytest.mark.parametrize("channels", [3, 1, 4])
 def test_compiled_equals_eager_and_is_compiled_once(channels: int) -> None:
     ops = policy() if channels < 4 else {name: policy()[name] for name in ("crop", "flip", "blur")}
-    compiled, eager = (TwoViews(ops, [0.5] * channels, [0.2] * channels, compile=c) for c in (True, False))
+    compiled, eager = (TwoViews(ops, Pixels([0.5] * channels, [0.2] * channels), compile=c) for c in (True, False))
     torch._dynamo.reset()
     compiled(pixels(70, 32, channels), index(70), 0)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -427,12 +519,13 @@ def test_compiled_equals_eager_and_is_compiled_once(channels: int) -> None:
 
 @pytest.mark.usefixtures("uncompiled")
 def test_auto_compiles_long_runs_only(info: Callable[[], list[str]]) -> None:
-    for ahead, outcome in ((1, "eager"), (0.9e9, "eager"), (1.1e9, "compiled in")):
+    a_sample = 2 * 3 * 32 * 32  # numbers of its two views
+    for ahead, outcome in ((1, "eager"), (2.9e9 / a_sample, "eager"), (3.1e9 / a_sample, "compiled in")):
         views = two_views()
         views.ahead = int(ahead)
         for epoch in range(3):
             views(pixels(2), index(2), epoch)
-        assert (views._compiled is not None) == (outcome != "eager")
+        assert (views.groups[0].policy.translated is not None) == (outcome != "eager")
         assert info()[-1].startswith(f"augmentation on cpu: {outcome}")
     assert len(info()) == 3  # one line for each run
 
@@ -452,7 +545,7 @@ def test_compile_can_be_said(wanted: bool, info: Callable[[], list[str]]) -> Non
     views.ahead = 0 if wanted else 10**12
     views(pixels(2), index(2), 0)
     assert f"augment.compile={str(wanted).lower()}" in info()[0]
-    assert (views._compiled is not None) == wanted
+    assert (views.groups[0].policy.translated is not None) == wanted
 
 
 def test_a_single_image_is_a_trial_that_decides_nothing(info: Callable[[], list[str]]) -> None:
@@ -511,7 +604,10 @@ def test_mix_acts_on_the_first_view_alone() -> None:
         return view.flip(0), torch.full((6,), 0.75)
 
     v1, v2 = two_views(seed=7)(images, i, 3)
-    w1, w2, share = two_views(seed=7, mix=swap)(images, i, 3)
+    mixing = two_views(seed=7, mix=swap)
+    (w1, w2), share = mixing.mixed(mixing(images, i, 3), i, 3)
+    assert share is not None
+    assert two_views(seed=7).mixed((v1, v2), i, 3) == ((v1, v2), None)
     assert w1.equal(v1.flip(0))
     assert w2.equal(v2)
     assert share.equal(torch.full((6,), 0.75))

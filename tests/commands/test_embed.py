@@ -217,7 +217,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(finished: Path, tmp_path: Path, 
 
 def test_features_that_are_not_finite_are_named_by_their_image(finished: Path, splits: dict[str, SampleSet]) -> None:
     encoder = load_encoder(finished)
-    marked = splits["test"].samples[20].float() / 255
+    marked = splits["test"].samples[20]
 
     class Broken(torch.nn.Module):
         def __init__(self) -> None:
@@ -229,7 +229,7 @@ def test_features_that_are_not_finite_are_named_by_their_image(finished: Path, s
             h[(images == marked).flatten(1).all(1)] = torch.nan
             return h
 
-    with pytest.raises(UserError, match="features of image 20 of shapes are NaN"):
+    with pytest.raises(UserError, match="features of test row 20 of shapes are NaN"):
         list(embed._blocks(Broken(), {"test": splits["test"]}, 16))
 
 
@@ -250,7 +250,7 @@ def test_features_that_are_not_finite_are_named_by_their_image(finished: Path, s
         (["ckpt={run}", "out=no/such/folder/x.npz"], r"cannot write no/such/folder/x\.npz: No such file"),
         (["ckpt={run}", "out={run}"], r"it is a folder; name a file by out="),
         (["ckpt={run}", "data=cifar11"], r"cifar11.*cifar10"),
-        (["ckpt={run}", "data=shapes", "data.size=20"], r"trained on images of \(3, 16, 16\).*force=true"),
+        (["ckpt={run}", "data=shapes", "data.size=20"], r"trained on samples of 3 x 16 x 16, .*force=true"),
         (["ckpt={run}", "data=shapes", "data.size=4", "force=true"], r"the encoder does not fit shapes"),
         (["ckpt={run}", "invented=1"], r"has no key 'invented'"),
     ],

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from torch import nn
 
 from twoview.commands import export
-from twoview.encoder.frozen import Frozen, digest
+from twoview.data.image.pixels import Pixels
+from twoview.encoder.frozen import digest
 from twoview.errors import UserError
 from twoview.run.checkpoint import build_encoder, load_encoder, save_encoder
 
@@ -35,7 +36,7 @@ def resnets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, found = tmp_path_factory.mktemp("resnets"), {}
     for stem in ("cifar", "imagenet"):
         about = {"_target_": "twoview.encoder.resnet.resnet18", "stem": stem, "zero_init_residual": False}
-        normalization = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
+        preprocess = Pixels([0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
         torch.manual_seed(0)
         encoder = build_encoder({"encoder": about})
         with torch.no_grad():
@@ -43,15 +44,15 @@ def resnets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         found[stem] = folder / f"{stem}.safetensors"
         described = {
             "config": {"encoder": about, "data": {}},
-            "normalization": normalization,
-            "image_shape": [3, 32, 32],
+            "preprocess": preprocess.describe(),
+            "shape": [3, 32, 32],
         }
-        save_encoder(encoder, described, found[stem])
+        save_encoder(encoder, preprocess, described, found[stem])
     return found
 
 
-def normalised(encoder: Frozen, images: torch.Tensor) -> torch.Tensor:
-    return (images - encoder.mean.view(-1, 1, 1)) / encoder.std.view(-1, 1, 1)
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    return (images - torch.tensor([0.5, 0.4, 0.3]).view(-1, 1, 1)) / torch.tensor([0.2, 0.25, 0.3]).view(-1, 1, 1)
 
 
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
@@ -72,12 +73,12 @@ def test_the_lines_that_are_printed_load_the_file_strictly(
     encoder = load_encoder(resnets[stem])
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
-        out = model(normalised(encoder, images))
+        out = model(normalised(images))
         if num_classes:
             assert out.shape == (3, num_classes)
             assert not out.any()  # the classifier is one of zeros
             model.fc = nn.Identity()
-            out = model(normalised(encoder, images))
+            out = model(normalised(images))
         torch.testing.assert_close(out, encoder(images), atol=1e-5, rtol=1e-5)
 
 
@@ -219,15 +220,10 @@ def test_bad_words(finished: Path, command: Callable[..., Any], words: list[str]
     assert re.search(says, error), error
 
 
-def test_images_of_unknown_size_are_asked_for(
-    resnets: dict[str, Path], tmp_path: Path, command: Callable[..., Any]
-) -> None:
-    encoder = load_encoder(resnets["cifar"])
-    about = {"config": encoder.config, "normalization": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    save_encoder(encoder.encoder, about, tmp_path / "old.safetensors")
-    words = ["ckpt=old.safetensors", "format=torchscript", "out=x.pt"]
-    assert "give size=32" in command(*words, name="export").error
+def test_images_may_have_another_size(resnets: dict[str, Path], tmp_path: Path, command: Callable[..., Any]) -> None:
+    words = [f"ckpt={resnets['cifar']}", "format=torchscript", "out=x.pt"]
     assert command(*words, "size=8", name="export").code == 0
+    assert torch.jit.load(tmp_path / "x.pt")(torch.rand(2, 3, 8, 8)).shape == (2, 512)
 
 
 @pytest.mark.parametrize("name", ONNX)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from twoview.commands import finetune
+from twoview.data.image.pixels import Pixels
 from twoview.data.image.shapes import shapes
 from twoview.data.set import SampleSet
 from twoview.encoder.frozen import Frozen, digest
@@ -32,7 +33,7 @@ def colours(n: int, seed: int = 0) -> SampleSet:
     labels = torch.arange(n) % 3
     images = torch.randint(0, 156, (n, 3, 16, 16), generator=generator, dtype=torch.uint8)
     images[torch.arange(n), labels] += 60
-    return SampleSet("colours", images, labels, ("red", "green", "blue"), (0.3,) * 3, (0.2,) * 3)
+    return SampleSet("colours", images, labels, ("red", "green", "blue"), Pixels((0.3,) * 3, (0.2,) * 3))
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_the_whole_encoder_is_trained(encoder: Frozen) -> None:
     model, _ = finetune.fit(encoder, colours(30), Recipe(epochs=2, batch_size=15, lr=0.5, seed=0), CPU)
     trained = dict(model[0].named_parameters())  # type: ignore[index]
     assert all(not torch.equal(trained[name], value) for name, value in encoder.named_parameters())
-    assert torch.equal(model[0].mean, encoder.mean)  # type: ignore[index]
+    assert torch.equal(model[0].preprocess.mean, encoder.preprocess.mean)  # type: ignore[index]
     assert not model.training
 
 
@@ -97,7 +98,7 @@ def test_the_first_steps_are_those_of_sgd_written_out(encoder: Frozen, monkeypat
             return (x.mean(dim=(1, 2, 3))[:, None] * 0).expand(-1, 4) * self.scale
 
     images = colours(30).subset(torch.tensor([0, 3, 6, 9, 1, 2]))  # four red ones, a green and a blue one
-    nothing = Frozen(Nothing(), images.mean, images.std)
+    nothing = Frozen(Nothing(), images.preprocess)
     model, losses = finetune.fit(nothing, images, Recipe(epochs=3, batch_size=6, lr=64.0, seed=0), CPU)
     share = torch.tensor([4 / 6, 1 / 6, 1 / 6])
     bias, velocity, expected = torch.zeros(3), torch.zeros(3), []

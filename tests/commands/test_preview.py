@@ -29,6 +29,8 @@ from twoview.augment.views import TwoViews
 from twoview.cli import schema
 from twoview.commands import preview
 from twoview.data.batches import GlobalBatches, TwoViewDataModule
+from twoview.data.image.pixels import Pixels
+from twoview.data.image.pixels import draw as draw_pixels
 from twoview.data.image.shapes import shapes
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
@@ -57,13 +59,13 @@ def images() -> SampleSet:
 
 
 def views_of(images: SampleSet, **ops: BatchAugment) -> TwoViews:
-    return TwoViews(ops, images.mean, images.std, seed=3)
+    return TwoViews(ops, images.preprocess, seed=3)
 
 
 def first_batch_of_a_run(config: dict[str, Any], count: int) -> tuple[SampleSet, Tensor]:
     """The samples that come first in training, from the code that trains."""
     train = schema.build(config["data"])(split="train")
-    views = schema.build(config["augment"], mean=train.mean, std=train.std, seed=config["seed"])
+    views = schema.build(config["augment"], preprocess=train.preprocess, seed=config["seed"])
     data = TwoViewDataModule(train, views, batch_size=count, seed=config["seed"])
     data.trainer = SimpleNamespace(global_step=0, world_size=1, global_rank=0)  # type: ignore[assignment]
     return train, next(iter(GlobalBatches(data)))
@@ -92,35 +94,33 @@ def test_the_sheet_holds_the_very_pixels_that_a_run_trains_on(
     for strength in (0, 0.25, 0.5, 1) if mode == "strength" else (0.5,):
         config = compose(*words, f"augment.strength={strength}")  # of train.py
         train, index = first_batch_of_a_run(config, 3)
-        views = schema.build(config["augment"], mean=train.mean, std=train.std, seed=5)
+        views = schema.build(config["augment"], preprocess=train.preprocess, seed=5)
         originals = train.fetch(index)
-        for view in views(originals, index, epoch=2)[:2]:
-            for picture in view * views.std + views.mean:
-                assert holds(page, picture.clamp(0, 1), zoom=8)
+        for view, seen in zip(views(originals, index, 2), views.prepared(originals, index, 2), strict=True):
+            assert torch.equal(train.preprocess.finish(seen), view)
+            for picture in seen:
+                assert holds(page, picture, zoom=8)
             assert not holds(page, view[0].clamp(0, 1), zoom=8)  # normalised, it is another picture
         if mode == "strength":  # no boxes over the originals
             assert all(holds(page, original / 255, zoom=8) for original in originals)
 
 
 def test_columns_stand_under_their_strengths(images: SampleSet) -> None:
-    policies = [
-        TwoViews({"jitter": ColorJitter(strength=s)}, images.mean, images.std, strength=s) for s in (0.0, 0.2, 1.0)
-    ]
+    policies = [TwoViews({"jitter": ColorJitter(strength=s)}, images.preprocess, strength=s) for s in (0.0, 0.2, 1.0)]
     samples = preview.first_samples(images, 6, seed=0, epoch=0)
     (band,) = preview.by_strength(policies, samples)
     assert band.blocks[1:] == [(name, ["s = 0", "s = 0.2", "s = 1"]) for name in ("first view", "second view")]
     for view in range(2):
         for column, views in enumerate(policies):
-            expected = sheet.positives(views, samples.images, samples.index, epoch=0)[view]
+            expected = sheet.shown(images, views, samples.index, epoch=0)[1 + view]
             drawn = torch.stack([row[1 + 3 * view + column].pixels for row in band.rows])
             assert torch.equal(drawn, expected)
 
 
 def test_other_numbers_give_other_pictures(images: SampleSet) -> None:
-    views = views_of(images, crop=RandomResizedCrop())
     pictures = []
     for seed, epoch in ((3, 0), (3, 1), (4, 0)):
-        views.seed = seed
+        views = TwoViews({"crop": RandomResizedCrop()}, images.preprocess, seed=seed)
         samples = preview.first_samples(images, 2, seed=3, epoch=epoch)
         pictures.append(preview.by_pair(views, samples)[0].rows[0][1].pixels)
     assert not any(torch.equal(pictures[a], pictures[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
@@ -151,7 +151,7 @@ def test_the_first_images_are_named_by_class_and_number(images: SampleSet, compo
     samples = preview.first_samples(images, 5, seed=7, epoch=9)
     _, index = first_batch_of_a_run(compose(*SHAPES, "seed=7"), 5)
     assert torch.equal(samples.index, index)
-    assert torch.equal(samples.images, images.fetch(index))
+    assert torch.equal((samples.pictures * 255).round().byte(), images.fetch(index))
     assert images.labels is not None
     assert samples.names == [f"{images.classes[int(images.labels[i])]} {i:,}" for i in index.tolist()]
 
@@ -164,7 +164,7 @@ def test_applied_says_which_rows_an_operation_changes(p: float) -> None:
     numbers = Draw(0, 0, torch.arange(200), 1, "negative")
     images = torch.rand(200, 1, 2, 2)
     changed = (Negative(p)(images, numbers) != images).flatten(1).any(dim=1)
-    assert torch.equal(changed, preview.applied(Negative(p), numbers))
+    assert torch.equal(changed, preview.applied(Negative(p), numbers, (1, 2, 2)))
     assert abs(changed.float().mean() - p) < 0.1
 
 
@@ -172,8 +172,8 @@ def test_a_picture_of_one_operation_is_made_with_the_parameters_under_it(images:
     samples = preview.first_samples(images, 30, seed=0, epoch=0)
     numbers = Draw(0, 0, samples.index, 0, "jitter")
     op = ColorJitter(strength=0.5)
-    params = op.sample(numbers, 30, (16, 16))
-    originals = samples.images.float() / 255
+    params = op.sample(numbers, 30, (3, 16, 16))
+    originals = samples.pictures
     expected = op.apply(originals, params)
     kinds = set()
     for i, picture in enumerate(preview.alone(op, samples, numbers)):
@@ -212,7 +212,7 @@ def test_parameters_in_words(params: dict[str, Tensor], words: list[str]) -> Non
 
 def test_each_operation_has_its_band_and_those_of_the_second_view_theirs(images: SampleSet) -> None:
     ops = {"flip": HorizontalFlip(), "gray": Grayscale(), "crop": RandomResizedCrop()}
-    views = TwoViews(ops, images.mean, images.std, second={"gray": Negative(1.0), "flip": None})
+    views = TwoViews(ops, images.preprocess, views=[{}, {"ops": {"gray": Negative(1.0), "flip": None}}])
     samples = preview.first_samples(images, 2, seed=0, epoch=4)
     bands = preview.by_operation(views, samples, draws=3)
     assert [band.blocks[1][0] for band in bands] == ["flip", "gray", "crop", "gray, second view"]
@@ -220,7 +220,7 @@ def test_each_operation_has_its_band_and_those_of_the_second_view_theirs(images:
     assert [[len(row) for row in band.rows] for band in bands] == [[4, 4]] * 4
     for epoch, column in zip((4, 5, 6), range(1, 4), strict=True):
         numbers = Draw(0, epoch, samples.index, 1, "gray")
-        expected = Negative(1.0)(samples.images.float() / 255, numbers)
+        expected = Negative(1.0)(samples.pictures, numbers)
         for row in range(2):
             assert torch.equal(bands[3].rows[row][column].pixels, expected[row])
 
@@ -339,10 +339,11 @@ class Mixed(TwoViews):
 
 @pytest.mark.parametrize("kind", [TwoViews, Mixed])
 def test_the_sheet_of_a_run_shows_the_same_positives(kind: type[TwoViews], images: SampleSet) -> None:
-    views = kind({"crop": RandomResizedCrop(), "jitter": ColorJitter()}, images.mean, images.std, seed=3)
+    views = kind({"crop": RandomResizedCrop(), "jitter": ColorJitter()}, images.preprocess, seed=3)
     data = TwoViewDataModule(images, views, batch_size=8, seed=3)
     samples = preview.first_samples(images, 5, seed=3, epoch=0)
-    expected = [samples.images / 255, *sheet.positives(views, samples.images, samples.index, epoch=0)]
+    expected = sheet.shown(images, views, samples.index, epoch=0)
+    assert torch.equal(expected[0], samples.pictures)
     page = ViewSheet(images=5).draw(data)
     assert page.shape == (3, 3 * (64 + 2) + 2, 5 * (64 + 2) + 2)
     for row, pictures in enumerate(expected):
@@ -357,8 +358,9 @@ def test_the_sheet_of_a_run_keeps_the_ratio(size: tuple[int, int], crop: int | N
     """Each picture stands in the middle of a white square and is no wider or narrower than the image."""
     H, W = size
     pixels = torch.zeros(4, 3, H, W, dtype=torch.uint8)
-    views = TwoViews({"crop": RandomResizedCrop(size=crop)}, [0.0] * 3, [1.0] * 3)
-    data = TwoViewDataModule(SampleSet("dark", pixels, None, (), (0.5,) * 3, (0.5,) * 3), views, batch_size=2)
+    views = TwoViews({"crop": RandomResizedCrop(size=crop)}, Pixels([0.0] * 3, [1.0] * 3))
+    dark = SampleSet("dark", pixels, None, (), views.preprocess, draw=draw_pixels)
+    data = TwoViewDataModule(dark, views, batch_size=2)
     page = ViewSheet(images=3).draw(data)
     side = max(H, W, crop or 0) * max(1, 64 // max(H, W, crop or 0))
     assert page.shape == (3, 3 * (side + 2) + 2, 3 * (side + 2) + 2)

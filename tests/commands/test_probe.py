@@ -57,7 +57,7 @@ def test_the_real_linear_probe_with_its_base_line(run_folder: Path, tmp_path: Pa
     assert (report["train_size"], report["test_size"]) == (256, 64)
     assert report["holdout_size"] == pytest.approx(26, abs=5)
     assert report["feature_layer"].startswith("h: the encoder's output of 20 dimensions")
-    assert report["image_shape"] == [3, 16, 16]
+    assert report["shape"] == [3, 16, 16]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]  # no folder of Hydra's
 
 
@@ -123,20 +123,11 @@ def test_published_protocols_by_name(run_folder: Path, command: Callable[..., An
 def test_images_of_another_size_need_force(run_folder: Path, command: Callable[..., Any], name: str) -> None:
     other = [f"ckpt={run_folder}", "data=shapes", "data.n_train=60", "data.n_test=30", "data.size=24"]
     error = command(*other, name=name).error
-    assert "trained on images of 16 x 16 pixels, shapes has 24 x 24" in error
+    assert "trained on samples of 3 x 16 x 16, shapes has samples of 3 x 24 x 24" in error
     assert "force=true" in error
     ended = command(*other, "force=true", name=name)
     assert ended.code == 0, ended.err
-    assert "trained on images of 16 x 16" in ended.out + ended.err
-
-
-def test_old_checkpoints_do_not_know_their_image_size(run_folder: Path, command: Callable[..., Any]) -> None:
-    checkpoint = read_checkpoint(run_folder)
-    del checkpoint["twoview"]["image_shape"]
-    torch.save(checkpoint, run_folder / "last.ckpt")
-    (run_folder / ".last.ckpt.sha256").unlink(missing_ok=True)
-    words = [f"ckpt={run_folder}", "data=shapes", "data.n_train=60", "data.n_test=30", "data.size=24", "k=5"]
-    assert command(*words, name="knn").code == 0
+    assert "trained on samples of 3 x 16 x 16" in ended.out + ended.err
 
 
 def test_an_encoder_that_changes_while_it_is_probed_gives_no_result(
@@ -146,7 +137,7 @@ def test_an_encoder_that_changes_while_it_is_probed_gives_no_result(
         take = crops(encoder, *args)
 
         def drifts(index: torch.Tensor, epoch: int) -> torch.Tensor:
-            encoder.mean += 1e-3
+            encoder.preprocess.mean += 1e-3
             return take(index, epoch)
 
         return drifts
@@ -179,7 +170,7 @@ def test_an_encoder_that_changes_while_it_is_read_is_noticed(finished: Path) -> 
 
     images = shapes(split="train", n_train=10, n_test=10, size=16)
     assert images is not None
-    judged = probe.Subject(Frozen(Drifting(), images.mean, images.std), images, images, torch.device("cpu"))
+    judged = probe.Subject(Frozen(Drifting(), images.preprocess), images, images, torch.device("cpu"))
     with pytest.raises(UserError, match="the encoder changed"):
         judged.features()
 
@@ -213,10 +204,10 @@ def test_data_that_cannot_be_scored_are_named(
 
 def test_images_with_other_channels_are_refused(run_folder: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
     checkpoint = read_checkpoint(run_folder)
-    checkpoint["twoview"]["normalization"] = {"mean": [0.5], "std": [0.5]}
+    checkpoint["twoview"]["preprocess"] |= {"mean": [0.5], "std": [0.5]}
     torch.save(checkpoint, run_folder / "last.ckpt")
     error = command(f"ckpt={run_folder}", name="knn").error
-    assert "the encoder takes images of 1 channels, shapes has 3" in error
+    assert "the encoder does not take the samples of shapes: images of 3 channels, but mean and std of 1" in error
 
 
 @pytest.mark.parametrize("name", ["linear_probe", "knn"])

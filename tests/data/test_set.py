@@ -17,7 +17,8 @@ from torchvision.transforms import v2
 
 from twoview.data.image import decode as module
 from twoview.data.image.decode import Blob, Encoded, decode, load_images
-from twoview.data.set import SampleSet, pixel_statistics, stratified_split
+from twoview.data.image.pixels import Pixels, pixel_statistics
+from twoview.data.set import SampleSet, stratified_split
 from twoview.errors import UserError
 
 
@@ -41,8 +42,7 @@ def make(n: int = 6, **changes: object) -> SampleSet:
         "samples": noise(n),
         "labels": torch.arange(n) % 2,
         "classes": ("a", "b"),
-        "mean": (0.5,) * 3,
-        "std": (0.25,) * 3,
+        "preprocess": Pixels((0.5,) * 3, (0.25,) * 3),
         "factors": {"hue": torch.linspace(0, 1, n)},
     }
     return SampleSet(**(fields | changes))  # type: ignore[arg-type]
@@ -54,19 +54,16 @@ def make(n: int = 6, **changes: object) -> SampleSet:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"samples": noise(6).float()}, "uint8"),
-        ({"samples": noise(6)[0]}, "uint8"),
-        ({"samples": noise(0), "labels": torch.arange(0)}, "no pixels"),
+        ({"samples": noise(0), "labels": torch.arange(0)}, "is empty"),
+        ({"samples": noise(6)[..., :0]}, "shape"),
+        ({"samples": {"a": noise(6), "b": noise(5)}}, "shape"),
+        ({"names": ["one"]}, "1 names for 6 samples"),
         ({"labels": torch.arange(5) % 2}, "labels must be"),
         ({"labels": (torch.arange(6) % 2).int()}, "labels must be"),
         ({"labels": torch.arange(6) % 3}, "0 ... 2, but there are 2 classes"),
-        ({"labels": torch.arange(6) % 2 - 1}, "-1 ... 0"),
+        ({"labels": torch.arange(6) % 2 - 2}, "-2 ... -1"),
         ({"labels": None}, "go together"),
         ({"classes": ()}, "go together"),
-        ({"mean": (0.5,)}, "3 values"),
-        ({"std": (0.2, 0.2, 0.0)}, "positive"),
-        ({"std": (0.2, 0.2, float("nan"))}, "positive"),
-        ({"mean": (0.2, 0.2, float("inf"))}, "finite"),
         ({"factors": {"hue": torch.zeros(5)}}, "'hue'"),
     ],
 )
@@ -101,7 +98,8 @@ def test_subset_of_subset_is_fetching(rows: list[int], on_demand: bool, data: st
     assert twice.labels is not None
     assert torch.equal(twice.labels, (torch.arange(6) % 2)[index[again]])
     assert torch.equal(twice.factors["hue"], whole.factors["hue"][index[again]])
-    assert (twice.mean, twice.std, twice.classes) == (whole.mean, whole.std, whole.classes)
+    assert list(twice.names) == [f"noise row {rows[i]}" for i in again.tolist()]
+    assert (twice.preprocess, twice.classes) == (whole.preprocess, whole.classes)
 
 
 def test_digest_depends_on_every_pixel_label_and_on_the_shape() -> None:
@@ -191,7 +189,7 @@ def test_statistics_are_those_of_the_definition() -> None:
 
 
 def test_statistics_of_a_sample_are_the_same_in_memory_and_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twoview.data.set.STATISTICS_SAMPLE", 5)
+    monkeypatch.setattr("twoview.data.image.pixels.STATISTICS_SAMPLE", 5)
     pixels = noise(20)
     assert pixel_statistics(pixels) == pixel_statistics(Encoded(blobs(pixels)))
     assert pixel_statistics(pixels) != pixel_statistics(pixels[:10])

@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from twoview.data.demand import OnDemand
+from twoview.data.image.pixels import Pixels
 from twoview.data.set import SampleSet
 from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
 from twoview.evaluate.features import extract
 
 
-class Decoded:
+class Decoded(OnDemand):
     """Images that are made when asked for, as a folder's are."""
 
     def __init__(self, images: Tensor) -> None:
@@ -27,11 +29,14 @@ class Decoded:
     def __getitem__(self, index: int) -> Tensor:
         return self.images[index].clone()
 
+    def stamp(self) -> str:
+        return "images"
+
 
 def image_set(n: int = 23, in_memory: bool = True) -> SampleSet:
     images = torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
     half = (0.5,) * 3
-    return SampleSet("noise", images if in_memory else Decoded(images), None, (), half, half)
+    return SampleSet("noise", images if in_memory else Decoded(images), None, (), Pixels(half, half))
 
 
 @pytest.fixture
@@ -41,12 +46,12 @@ def encoder() -> Frozen:
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     net.dim = 6  # type: ignore[assignment]
-    return Frozen(net, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    return Frozen(net, Pixels((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)))
 
 
 def test_image_encoder_normalises_each_channel(encoder: Frozen) -> None:
     assert encoder.dim == 6
-    plain = Frozen(encoder.encoder.eval(), (0.0,) * 3, (1.0,) * 3).eval()
+    plain = Frozen(encoder.encoder.eval(), Pixels((0.0,) * 3, (1.0,) * 3)).eval()
     images = torch.rand(4, 3, 8, 8)
     by_hand = torch.stack([(images[:, c] - m) / s for c, (m, s) in enumerate([(0.4, 0.2), (0.5, 0.25), (0.6, 0.3)])], 1)
     torch.testing.assert_close(encoder.eval()(images), plain(by_hand))
@@ -90,8 +95,8 @@ def test_training_mode_and_batch_norm_statistics_survive(encoder: Frozen) -> Non
 
 def test_modes_are_restored_after_a_failure(encoder: Frozen) -> None:
     encoder.train()
-    grey = SampleSet("grey", torch.zeros(2, 5, 8, 8, dtype=torch.uint8), None, (), (0.5,) * 5, (0.5,) * 5)
-    with pytest.raises(RuntimeError):
+    grey = SampleSet("grey", torch.zeros(2, 5, 8, 8, dtype=torch.uint8), None, (), Pixels((0.5,) * 5, (0.5,) * 5))
+    with pytest.raises(UserError, match="images of 5 channels, but mean and std of 3"):
         extract(encoder, grey)
     assert all(module.training for module in encoder.modules())
 
@@ -106,7 +111,7 @@ def test_features_can_be_trained_on(encoder: Frozen) -> None:
 def test_features_that_are_not_finite_name_the_set(encoder: Frozen, value: float) -> None:
     with torch.no_grad():
         encoder.encoder[1].bias[0] = value  # type: ignore[index, union-attr]
-    with pytest.raises(UserError, match=r"23 of the 23 images of 'noise'.*earlier checkpoint"):
+    with pytest.raises(UserError, match=r"23 of the 23 samples of 'noise' .the first is noise row 0..* earlier"):
         extract(encoder, image_set())
 
 

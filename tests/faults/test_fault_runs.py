@@ -17,10 +17,11 @@ from torch import Tensor
 
 from faults.battery import table
 from twoview.data.image.decode import Encoded
+from twoview.data.image.pixels import Pixels
 from twoview.data.set import SampleSet
 from twoview.encoder.frozen import Frozen
 from twoview.evaluate.features import extract
-from twoview.run.checkpoint import read_checkpoint
+from twoview.run.checkpoint import _checksum, read_checkpoint
 from twoview.watch.meter import Meter
 
 SMALL = ("data=shapes", "data.n_train=64", "data.n_test=16", "data.size=8", "encoder=small", "encoder.widths=[4,4,4,4]")
@@ -68,7 +69,7 @@ def moments(value: float) -> Callable[[Any, Any], None]:
 def views(value: float) -> Callable[[Any, Any], None]:
     def plant(trainer: Any, model: Any) -> None:
         transform = trainer.datamodule.views
-        transform.mean = torch.full_like(transform.mean, value)
+        transform.preprocess.mean.fill_(value)
 
     return plant
 
@@ -171,10 +172,10 @@ def test_encoders_without_sense_are_scored_or_refused(
         from safetensors import safe_open
 
         with safe_open(finished / form, "pt") as file:
-            metadata = {"twoview": file.metadata()["twoview"]}  # harmed before it was written: no checksum tells
+            text = file.metadata()["twoview"]
         encoder = load_file(finished / form)
-        harm(encoder)
-        save_file(encoder, path, metadata=metadata)
+        harm(encoder)  # before it was written: no checksum tells
+        save_file(encoder, path, metadata={"twoview": text, "sha256": _checksum(encoder, text)})
     words = ["strengths=[0.01,1]"] if name == "linear_probe" else []
     ended = command(f"ckpt={form}", *words, name=name)
     if scores is not None:
@@ -304,9 +305,9 @@ def test_features_of_floats_that_are_none_name_the_image() -> None:
 
     images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
     images[3] = 7
-    images_set = SampleSet("gray", images, None, (), (0.5,) * 3, (0.2,) * 3)
+    images_set = SampleSet("gray", images, None, (), Pixels((0.5,) * 3, (0.2,) * 3))
     with pytest.raises(Exception, match="image 3"):
-        extract(Frozen(Divides(), [0.0] * 3, [1.0] * 3), images_set)
+        extract(Frozen(Divides(), Pixels([0.0] * 3, [1.0] * 3)), images_set)
 
 
 @pytest.mark.parametrize("step", [1, 5, 11])

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torchvision import datasets
 
 from faults.battery import table
-from twoview.run.checkpoint import read_checkpoint
+from twoview.run.checkpoint import _checksum, read_checkpoint
 
 SMALL = ("encoder=small", "encoder.widths=[4,4,4,4]", "model.projector.hidden_dim=8", "batch_size=4", "epochs=1")
 SMALL += ("trainer=cpu", "loader.max_batches=1", "knn=null")
@@ -148,7 +148,8 @@ def test_configurations_of_strangers_call_nothing(
     if form == "last.ckpt":
         torch.save(checkpoint | {"twoview": about}, folder / form)
     else:
-        save_file(load_file(finished / form), folder / form, metadata={"twoview": json.dumps(about)})
+        weights, text = load_file(finished / form), json.dumps(about)
+        save_file(weights, folder / form, metadata={"twoview": text, "sha256": _checksum(weights, text)})
     refused(command(f"{COMMANDS[name]}/{form}", name=name), form)
     assert sorted(path.name for path in folder.iterdir() if path.name != ".lock") == [form]
 
@@ -168,7 +169,7 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 ABOUT = [
     ("format",), ("config",), ("config", "encoder"), ("config", "encoder", "_target_"), ("config", "encoder", "widths"),
     ("config", "data"), ("config", "data", "_target_"), ("config", "data", "size"), ("config", "seed"),
-    ("normalization",), ("normalization", "mean"), ("normalization", "std"), ("image_shape",),
+    ("preprocess",), ("preprocess", "_target_"), ("preprocess", "mean"), ("preprocess", "std"), ("shape",),
 ]  # fmt: skip
 WRONG: dict[str, Any] = {
     "missing": None,
@@ -214,7 +215,8 @@ def test_wrong_descriptions_are_refused_or_do_not_matter(
     if form == "last.ckpt":
         torch.save(checkpoint | {"twoview": about}, path)
     else:
-        save_file(load_file(finished / form), path, metadata={"twoview": json.dumps(about)})
+        weights, text = load_file(finished / form), json.dumps(about)
+        save_file(weights, path, metadata={"twoview": text, "sha256": _checksum(weights, text)})
     ended = command(f"ckpt={form}", name="knn")
     assert ended.code in (0, 1)
     if ended.code == 1:
@@ -535,7 +537,7 @@ HEADERS: list[tuple[str, Callable[[], bytes]]] = [
     ("ours a list", lambda: with_metadata({"twoview": "[]"})),
     ("ours nested deeply", lambda: with_metadata({"twoview": "[" * 100_000})),
     ("ours nested deeply in sections", lambda: with_metadata({"twoview": '{"a":' * 50_000})),
-    ("ours without encoder", lambda: with_metadata({"twoview": '{"config": {}, "normalization": {}}'})),
+    ("ours without encoder", lambda: with_metadata({"twoview": '{"config": {}, "preprocess": {}}'})),
     ("ours of long numbers", lambda: with_metadata({"twoview": "9" * 100_000})),
     ("ours with markup", lambda: with_metadata({"twoview": '{"config": "<script>"}'})),
 ]  # fmt: skip

@@ -17,10 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from twoview.data.preprocess import Preprocess
 from twoview.encoder.frozen import digest
 from twoview.encoder.resnet import resnet18
 from twoview.errors import UserError
-from twoview.run.checkpoint import load_encoder, read_checkpoint, save_encoder
+from twoview.run.checkpoint import _checksum, load_encoder, read_checkpoint, save_encoder
 from twoview.run.saving import AtomicCheckpointIO
 from twoview.train import pretrain
 
@@ -48,7 +49,7 @@ def test_the_encoder_comes_back_bit_for_bit_frozen_and_in_eval_mode(finished: Pa
     stored = torch.load(finished / "last.ckpt", weights_only=True)
     for name, value in encoder.encoder.state_dict().items():  # type: ignore[union-attr, operator]
         assert torch.equal(value, stored["state_dict"][f"encoder.{name}"])
-    assert encoder.mean.tolist() == pytest.approx(stored["twoview"]["normalization"]["mean"])
+    assert encoder.preprocess.describe() == stored["twoview"]["preprocess"]
     assert encoder.config == stored["twoview"]["config"]
     h = encoder(images)
     assert h.shape == (5, encoder.dim)
@@ -104,8 +105,8 @@ def test_damaged_files_are_named(finished: Path, tmp_path: Path, form: str, how:
         {"twoview": {"format": 2}},
         {"twoview": {"format": "1"}},
         {"twoview": {"format": 1}},
-        {"twoview": {"format": 1, "config": None, "normalization": {"mean": [0.0], "std": [1.0]}}},
-        {"twoview": {"format": 1, "config": {}, "normalization": {"mean": [0.0], "std": [1.0]}}},
+        {"twoview": {"format": 1, "config": None, "preprocess": {}, "shape": (3, 8, 8)}},
+        {"twoview": {"format": 1, "config": {}, "preprocess": {}, "shape": (3, 8, 8)}},
     ],
     ids=repr,
 )
@@ -195,7 +196,8 @@ def test_a_stored_configuration_cannot_call_anything_foreign(
     if form == "ckpt":
         torch.save(read_checkpoint(finished) | {"twoview": about}, path)
     else:
-        save_file(load_file(finished / "encoder.safetensors"), path, metadata={"twoview": json.dumps(about)})
+        weights, text = load_file(finished / "encoder.safetensors"), json.dumps(about)
+        save_file(weights, path, metadata={"twoview": text, "sha256": _checksum(weights, text)})
     with pytest.raises(UserError, match="refused"):
         load_encoder(path)
     assert not marker.exists()
@@ -271,7 +273,7 @@ def test_a_full_disk_ends_the_run_with_one_message(
 
 def test_weights_of_a_resnet_are_torchvisions(tmp_path: Path) -> None:
     encoder = resnet18(stem="imagenet").eval()
-    save_encoder(encoder, {"format": 1}, tmp_path / "encoder.safetensors")
+    save_encoder(encoder, Preprocess(), {"format": 1}, tmp_path / "encoder.safetensors")
     weights = load_file(tmp_path / "encoder.safetensors")
     theirs = torchvision.models.resnet18()
     missing, unexpected = theirs.load_state_dict(weights, strict=False)

@@ -19,6 +19,7 @@ from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
 from twoview.augment.image.photometric import ColorJitter, Grayscale
 from twoview.augment.views import TwoViews
 from twoview.data.batches import Batch
+from twoview.data.image.pixels import Pixels
 from twoview.encoder.small import Small
 from twoview.model import byol, moco, mocov3
 from twoview.model.base import Method
@@ -98,7 +99,7 @@ def test_no_step_asks_for_a_number(
         "gray": Grayscale(),
     }
     with on_a_gpu_of_paper():
-        views = TwoViews(ops, (0.5,) * 3, (0.2,) * 3, compile=False)
+        views = TwoViews(ops, Pixels((0.5,) * 3, (0.2,) * 3), compile=False)
         model = built(method, optimizer)
         stepper = model.recipe.build(model, 16, steps=10, epochs=1)[0]
         images, index = torch.zeros(64, 3, 16, 16, dtype=torch.uint8), torch.arange(16)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from twoview.augment.views import TwoViews
 from twoview.data.batches import GlobalBatches, TwoViewDataModule
+from twoview.data.image.pixels import Pixels
 from twoview.data.image.shapes import shapes
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
@@ -486,8 +487,8 @@ def test_a_learning_rate_out_of_all_reason_is_named(tiny: list[str], command: Ca
 
 
 def data_module(n: int, batch_size: int, seed: int = 0, **arguments: Any) -> TwoViewDataModule:
-    images = SampleSet("n", torch.zeros(n, 3, 1, 1, dtype=torch.uint8), None, (), (0.0,) * 3, (1.0,) * 3)
-    return TwoViewDataModule(images, TwoViews({}, images.mean, images.std), batch_size, seed, **arguments)
+    images = SampleSet("n", torch.zeros(n, 3, 1, 1, dtype=torch.uint8), None, (), Pixels((0.0,) * 3, (1.0,) * 3))
+    return TwoViewDataModule(images, TwoViews({}, images.preprocess), batch_size, seed, **arguments)
 
 
 def batches(data: TwoViewDataModule, step: int, rank: int = 0, world: int = 1) -> list[list[int]]:

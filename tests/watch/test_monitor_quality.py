@@ -59,7 +59,7 @@ class FakeMeter:
 def stage(rank_zero: bool = True, mix: bool = False) -> tuple[Any, Any, list[str]]:
     train = shapes("train", n_train=40, size=8)
     assert train is not None
-    views = TwoViews({"jitter": ColorJitter(p=1.0)}, train.mean, train.std, mix=MixUp() if mix else None)
+    views = TwoViews({"jitter": ColorJitter(p=1.0)}, train.preprocess, mix=MixUp() if mix else None)
     data = TwoViewDataModule(train, views, batch_size=20)
     barriers: list[str] = []
     strategy = SimpleNamespace(barrier=barriers.append)

@@ -164,6 +164,7 @@ def _judged(
     train, test = load(split="train"), load(split="test")
     if train.labels is None or test is None or test.labels is None:
         raise UserError(f"a study compares accuracies, and {train.name} lacks labels or a test split")
+    train, test = train.labelled(), test.labelled()
     some = permutation(len(train), seed=0, epoch=0, stream="judge")  # the same images for every arm and seed
     pairs = _pairs(config, train, some[:2000], encoder, projector)
     labelled = train.subset(some[: judge.images].sort().values)
@@ -186,11 +187,12 @@ def _judged(
     }
     if judge.profile:
         projector = projector and projector.to(device)
-        seen = test.subset(torch.arange(min(judge.profile, len(test))))
-        found["invariance"] = invariance.profile(encoder, projector, seen.fetch(torch.arange(len(seen))))
-        half = min(judge.profile, len(test) // 2)
-        parts = [test.fetch(torch.arange(i, i + half)) for i in (0, half)]
-        found["decode"] = invariance.decode(encoder, projector, *parts)
+        if test.preprocess.kind == "image":
+            half = min(judge.profile, len(test) // 2)
+            parts = torch.arange(min(judge.profile, len(test))), torch.arange(half), torch.arange(half, 2 * half)
+            seen, first, second = (test.preprocess.prepare(test.fetch(part)) for part in parts)
+            found["invariance"] = invariance.profile(encoder, projector, seen)
+            found["decode"] = invariance.decode(encoder, projector, first, second)
         found["factors"] = _factors(bank, labelled, queries, test, projector)
     return found
 
@@ -200,10 +202,11 @@ def _pairs(
     config: Mapping[str, Any], train: SampleSet, index: Tensor, encoder: Frozen, projector: torch.nn.Module | None
 ) -> dict[str, Any]:
     """Quality of h and z on positives of the arm's own policy: what the pretext task made of them."""
-    views = schema.build(config["augment"] | {"mix": None}, mean=train.mean, std=train.std, seed=config["seed"])
+    views = schema.build(config["augment"], preprocess=train.preprocess, seed=config["seed"])
+    views.attach(train)
     h = [[], []]  # type: list[list[Tensor]]
     for part in index.split(500):
-        for i, view in enumerate(views(train.fetch(part), part, epoch=10**6)):  # an epoch that no run has seen
+        for i, view in enumerate(views(train.fetch(part), part, epoch=10**6)[:2]):  # an epoch that no run has seen
             h[i].append(encoder.encoder(view))
     h1, h2 = (torch.cat(parts) for parts in h)  # (N, D) each
     found = {"h": quality(h1, h2)}

@@ -32,7 +32,7 @@ def networks(config: Mapping[str, Any], own: Subject, other: Subject | None) -> 
                         f"{len(theirs):,} images) is not this run's ({mine.name}, {len(mine):,}); judge both on the "
                         "same set by data=..."
                     )
-        unlike = apart(own.encoder.identity, other.encoder.identity)  # type: ignore[arg-type]
+        unlike = apart(own.encoder.identity, other.encoder.identity)
         if unlike and not config["across"]:
             raise UserError(
                 f"against={config['against']}: {', '.join(unlike)} of the two runs differ or are unknown, so more than "
@@ -48,7 +48,7 @@ def _projector(ckpt: str) -> nn.Module | None:
 
 def _untrained_projector(own: Subject, fresh: Frozen) -> nn.Module | None:
     """The head that the run started from: drawn right after the encoder."""
-    run: dict[str, Any] = own.encoder.config  # type: ignore[assignment]
+    run: dict[str, Any] = own.encoder.config
     if not isinstance(run.get("model"), dict) or not isinstance(run.get("optimizer"), dict):
         return None
     recipe = instantiate_own(run["optimizer"], "optimizer")

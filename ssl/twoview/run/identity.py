@@ -4,13 +4,12 @@ import functools
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twoview.data.image.decode import Encoded
+from twoview.data.demand import OnDemand
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
 
@@ -77,8 +76,12 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a configuration that change the result, with dotted keys."""
     fields = {key: value for key, value in flat(config).items() if not _left_out(key)}
     augment = config.get("augment")
-    ops = augment.get("ops") if isinstance(augment, Mapping) else None
-    return fields | ({"augment.ops": list(ops)} if isinstance(ops, Mapping) and ops else {})
+    if not isinstance(augment, Mapping):
+        return fields
+    orders = {"augment.ops": augment.get("ops")}
+    groups = augment["views"] if isinstance(augment.get("views"), list) else []
+    orders |= {f"augment.views.{n}.ops": group.get("ops") for n, group in enumerate(groups)}
+    return fields | {key: list(ops) for key, ops in orders.items() if isinstance(ops, Mapping) and ops}
 
 
 def _left_out(key: str) -> bool:
@@ -94,21 +97,16 @@ def flat(config: Any, path: str = "") -> dict[str, Any]:
     }
 
 
-def data_digest(images: SampleSet) -> str:
-    """12 hex digits over pixels and labels; of images that are decoded on demand, over their names and sizes as files.
+def data_digest(samples: SampleSet) -> str:
+    """12 hex digits over samples and labels; of samples that are decoded on demand, over what tells them apart without
+    decoding: names and sizes of their files.
 
     Where the files lie does not enter.
     """
-    if not isinstance(images.samples, Encoded):
-        return images.digest()[:12]
-    sources = images.samples.sources
-    common = os.path.commonpath([os.path.dirname(str(source)) for source in sources])
-    files = [
-        (os.path.relpath(str(source), common), source.stat().st_size if isinstance(source, Path) else len(source.data))
-        for source in sources
-    ]
-    labels = None if images.labels is None else images.labels.tolist()
-    return _short([list(images.shape), images.samples.size, files, labels])
+    if not isinstance(samples.samples, OnDemand):
+        return samples.digest()[:12]
+    labels = None if samples.labels is None else samples.labels.tolist()
+    return _short([samples.shape, samples.samples.stamp(), labels])
 
 
 @functools.cache  # what a process runs is what it found at its start

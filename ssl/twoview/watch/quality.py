@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
+from twoview.data.demand import moved
 from twoview.errors import UserError
 from twoview.evaluate.describe.quality import quality, similarity_histograms
 from twoview.evaluate.features import spaces
@@ -58,10 +59,9 @@ class QualityMonitor(pl.Callback):
         found: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
         with spaces(pl_module.encoder, next(iter(pl_module.heads().values()), None)) as features:
             for rows in index.to(exact(device)).split(BATCH):
-                images = data.train.fetch(rows).to(exact(device))
-                for number, policy in enumerate(views.policies):  # unmixed also where training mixes
-                    view = views.normalize(views.augment(images, rows, trainer.current_epoch, number, policy))
-                    for space, x in features(view.to(device)).items():
+                samples = moved(data.train.fetch(rows), exact(device))
+                for number, view in enumerate(views(samples, rows, trainer.current_epoch)[:2]):
+                    for space, x in features(moved(view, device)).items():  # unmixed also where training mixes
                         found.setdefault(space, ([], []))[number].append(x.to(exact(device)))
         return {space: (torch.cat(first), torch.cat(second)) for space, (first, second) in found.items()}
 

@@ -39,8 +39,8 @@ def test_class_folders(tmp_path: Path) -> None:
     assert values(train) == [2, 1, 0, 3]
     assert test.labels is not None
     assert test.labels.tolist() == [2]
-    assert (test.mean, test.std) == (train.mean, train.std)
-    assert train.mean[0] == pytest.approx(1.5 / 255)
+    assert test.preprocess.describe() == train.preprocess.describe()
+    assert float(train.preprocess.mean[0]) == pytest.approx(1.5 / 255)
 
 
 def test_flat_folder_is_unlabelled(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_decoding_on_demand_changes_nothing_but_when(tmp_path: Path, monkeypatch
         assert now.in_memory
         assert not later.in_memory
         assert now.digest() == later.digest()
-        assert (now.mean, now.std) == (later.mean, later.std)
+        assert now.preprocess.describe() == later.preprocess.describe()
 
 
 def test_mixed_sizes_need_a_size(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_one_image_of_one_pixel_is_a_set(tmp_path: Path) -> None:
     put(tmp_path / "0.png", 3, (1, 1))
     train = load(tmp_path)
     assert train.shape == (3, 1, 1)
-    assert min(train.std) > 0
+    assert float(train.preprocess.std.min()) > 0
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -69,8 +69,8 @@ def test_shards_with_class_names(tmp_path: Path) -> None:
     assert labels(train) == [1, 1, 0]
     assert train.classes == test.classes == ("cat", "dog")
     assert labels(test) == [1]
-    assert test.mean == train.mean == pytest.approx((20 / 255,) * 3)
-    assert test.std == train.std
+    assert test.preprocess.describe() == train.preprocess.describe()
+    assert train.preprocess.mean.tolist() == pytest.approx((20 / 255,) * 3)
 
 
 @pytest.mark.parametrize(
@@ -174,14 +174,15 @@ def test_mixed_sizes_need_a_size(tmp_path: Path) -> None:
 
 def test_large_sets_decode_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "test"):
-        write(tmp_path / f"{split}.parquet", [picture(20 * i) for i in range(6)], [0, 1] * 3)
+        write(tmp_path / f"{split}.parquet", [picture(10 * i * i) for i in range(6)], [0, 1] * 3)
     memory = [load(tmp_path, split) for split in ("train", "test")]
     monkeypatch.setattr(module, "IN_MEMORY_BYTES", 1)
-    monkeypatch.setattr("twoview.data.set.STATISTICS_SAMPLE", 4)
+    monkeypatch.setattr("twoview.data.image.pixels.STATISTICS_SAMPLE", 4)
     demand = [load(tmp_path, split) for split in ("train", "test")]
     assert [s.in_memory for s in memory + demand] == [True, True, False, False]
     assert [s.digest() for s in memory] == [s.digest() for s in demand]
-    assert demand[0].mean == demand[1].mean != memory[0].mean
+    assert torch.equal(demand[0].preprocess.mean, demand[1].preprocess.mean)
+    assert not torch.equal(demand[0].preprocess.mean, memory[0].preprocess.mean)
 
 
 def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:

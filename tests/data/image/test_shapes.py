@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from twoview.data.image.pixels import Pixels, pixel_statistics
 from twoview.data.image.shapes import PATTERNS, SHAPES, render, shapes
-from twoview.data.set import SampleSet, pixel_statistics
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 
 # Bounds of the recorded factors: low, high.
@@ -79,9 +80,9 @@ def test_calls_repeat_and_seeds_and_splits_differ(train: SampleSet) -> None:
 
 def test_mean_and_std_are_those_of_train_whatever_the_split_and_its_length(train: SampleSet) -> None:
     for other in (load(n_train=10), load("test", n_test=10)):
-        assert (other.mean, other.std) == (train.mean, train.std)
-    assert (train.mean, train.std) == pixel_statistics(train.samples)
-    assert load(n_train=10, seed=1).mean != train.mean
+        assert other.preprocess.describe() == train.preprocess.describe()
+    assert train.preprocess.describe() == Pixels(*pixel_statistics(train.samples)).describe()
+    assert not torch.equal(load(n_train=10, seed=1).preprocess.mean, train.preprocess.mean)
 
 
 @pytest.mark.parametrize("name", [shape.__name__ for shape in SHAPES])

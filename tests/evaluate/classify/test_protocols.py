@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
 from twoview.augment.views import TwoViews
 from twoview.commands import finetune
+from twoview.data.image.pixels import Pixels
 from twoview.data.image.shapes import shapes
 from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
@@ -193,7 +194,7 @@ def test_crops_are_new_in_each_epoch_and_the_same_again() -> None:
     images = shapes("train", n_train=40, n_test=10, size=16)
     assert images is not None
     assert images.labels is not None
-    encoder = Frozen(Means(), images.mean, images.std)
+    encoder = Frozen(Means(), images.preprocess)
     before = digest(encoder)
     take = crops(encoder.train(), images, seed=3)
     index = torch.tensor([5, 2, 17])
@@ -228,9 +229,9 @@ def test_no_judge_crops_as_pre_training_did(epoch: int) -> None:
     assert images is not None
     index = torch.arange(40)
     mean, std = [0.0] * 3, [1.0] * 3
-    views = TwoViews({"crop": RandomResizedCrop(), "flip": HorizontalFlip()}, mean, std, seed=3)
+    views = TwoViews({"crop": RandomResizedCrop(), "flip": HorizontalFlip()}, Pixels(mean, std), seed=3)
     theirs = torch.cat(views(images.fetch(index), index, epoch))
-    encoder = Frozen(Plain(), mean, std)
+    encoder = Frozen(Plain(), Pixels(mean, std))
     crops(encoder, images, seed=3)(index, epoch)
     tuned: Any = finetune.fit(encoder, images, finetune.Recipe(2, 40, 0.1, seed=3), torch.device("cpu"))[0][0]
     order = permutation(40, 3, epoch, "fine-tuning").argsort()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
 from twoview.augment.views import TwoViews
+from twoview.data.demand import moved
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.evaluate.classify.labelled import checked_both, hold_out
@@ -113,18 +114,24 @@ class TrainedResult(ProbeResult):
 
 def crops(encoder: nn.Module, images: SampleSet, seed: int) -> Take:
     """Features of training images that are cropped and flipped anew in each epoch, and nothing else: Inception's crop
-    of 8 to 100 % of the area. The encoder takes float images in [0, 1]; it runs in eval mode where it is.
+    of 8 to 100 % of the area. The encoder takes float images in [0, 1] (`Frozen`); it runs in eval mode where it is.
+    UserError for data of another kind.
     """
+    if images.preprocess.kind != "image":
+        raise UserError(
+            f"this protocol crops and flips images, and {images.name} holds data of another kind: use protocol=convex"
+        )
     device = next(encoder.parameters()).device
     ops = {"probe/crop": RandomResizedCrop(), "probe/flip": HorizontalFlip()}  # not the crops of pre-training again
-    views = TwoViews(ops, images.mean, images.std, seed=seed)
+    views = TwoViews(ops, images.preprocess, seed=seed, views=[{"count": 1}]).to(device)
     encoder.eval()
 
     @torch.no_grad()
     def take(index: Tensor, epoch: int) -> Tensor:
         index = index.to(device)
         with torch.autocast(device.type, enabled=False):
-            return encoder(views.augment(images.fetch(index).to(device), index, epoch, 0, ops))
+            seen = moved(images.fetch(index), device)
+            return encoder(views.prepared(seen, index, epoch)[0])
 
     return take
 
