@@ -1,15 +1,22 @@
 # `make` alone lists what there is. Every target sets up .venv by itself; PYTHON chooses the interpreter it is made with.
+# TORCH_INDEX, if given, is where torch and torchvision come from in place of PyPI: there are small wheels for CPUs alone.
 PYTHON ?= python3
+TORCH_INDEX ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+OLDEST := .venv-oldest
+PIP    := -m pip install --quiet --disable-pip-version-check --progress-bar off
+EXTRAS := -e '.[parquet,plot,report,joblib,export,dev]'
+PAIR    = $(shell sed -nE 's/^ *"(torch|torchvision)>=([0-9.]+)".*/\1==\2.*/p' pyproject.toml)
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sort | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[parquet,plot,report,joblib,export,dev]'
+	$(if $(TORCH_INDEX),$(BIN)/python $(PIP) --index-url $(TORCH_INDEX) torch torchvision)
+	$(BIN)/python $(PIP) $(EXTRAS)
 	@touch $@
 
 setup: $(STAMP) ## make .venv and install everything into it
@@ -30,8 +37,13 @@ test: $(STAMP) ## run the tests, on all cores
 test-all: $(STAMP) ## run the tests, the slow ones too
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
+test-oldest: ## run the tests on the oldest torch and torchvision that are supported, in an environment of their own
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python $(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(foreach one,$(PAIR),'$(one)') $(EXTRAS)
+	$(OLDEST)/bin/python -m pytest -m 'not slow' -n auto --dist worksteal
+
 bench: $(STAMP) ## speed and memory beside the peers: 35 minutes on 2 cores
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[bench]'
+	$(BIN)/python $(PIP) -e '.[bench]'
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/train_step.py
@@ -48,7 +60,7 @@ format: $(STAMP) ## put the source in the project's format
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and caches; runs and data stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo ablation test test-all bench check format clean
+.PHONY: help setup demo ablation test test-all test-oldest bench check format clean
 .DEFAULT_GOAL := help

@@ -1,6 +1,8 @@
 """`ssl/` is a source root like `src/`. A package of that name would hide Python's own `ssl` from torch and urllib."""
 
 import multiprocessing
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +117,12 @@ def test_no_two_test_files_share_a_name() -> None:
     """Folders of tests are no packages, so pytest knows a file by its name alone."""
     stems = [p.stem for p in (ROOT / "tests").rglob("test_*.py")]
     assert len(stems) == len(set(stems))
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_oldest_torch_that_is_tested_is_the_oldest_that_is_allowed() -> None:
+    bounds = re.findall(r'"(torch|torchvision)>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert [name for name, _ in bounds] == ["torch", "torchvision"]
+    dry = subprocess.run(["make", "-n", "test-oldest"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name, version in bounds:
+        assert f"'{name}=={version}.*'" in dry
