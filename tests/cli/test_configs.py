@@ -136,6 +136,10 @@ def shrunk(name: str, compose: Compose) -> list[str]:
         words.append("optimizer.warmup_epochs=1")
     if config["augment"]["ops"].get("crop", {}).get("size"):
         words.append("augment.ops.crop.size=8")
+    if "prototypes" in config["model"]:  # no more than the batch can fill
+        words.append("model.prototypes=8")
+    if "group" in config["model"]:
+        words += ["model.group=16", "model.projector.out_dim=8"]
     return words
 
 

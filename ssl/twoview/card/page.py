@@ -10,7 +10,6 @@ from twoview.card.figures import NAMES, Content, among
 from twoview.card.measures import OTHER, RUN, UNTRAINED
 from twoview.card.provenance import provenance
 from twoview.card.tables import Card, Row, missing, share_words
-from twoview.data.demand import shape_words
 from twoview.report.curves import curves
 from twoview.report.page import Cell, Page, Section
 from twoview.report.theme import write_plot
@@ -53,9 +52,10 @@ def write(folder: Path, content: Content, shown: Mapping[str, Any]) -> None:
 
 def compose(card: Card) -> Page:
     content = card.content
-    size = shape_words(content["shape"])
-    network = f"{content['network']} ({content['dim']} features)"
-    about = f"{content['method']}, {network}, on {content['data']}, samples of {size}"
+    size = " x ".join(map(str, content["image_shape"][1:]))
+    about = (
+        f"{content['method']}, {content['network']} ({content['dim']} features), on {content['data']} of {size} pixels"
+    )
     page = Page(f"Evaluation card: {content['name']}", f"{about} · {content['made'][:10]}", FOOT)
     _head(card, page)
     scores.accuracy(card, page.section("Accuracy"))

@@ -12,7 +12,7 @@ from twoview.losses.inputs import check_rows, in_float32
 
 
 class Moments(NamedTuple):
-    """Running mean (D,) and covariance (D, D) of a view's projections, float64."""
+    """Running mean (D,) and covariance (D, D) of a view's projections."""
 
     mean: Tensor
     covariance: Tensor
@@ -45,8 +45,8 @@ def cor_info_max(
     rows are centred by the *new* mean. The loss is -1/D sum over views of log det(R + `eps` I), plus `weight` times the
     mean squared difference over rows and dimensions. Symmetric where the moments are swapped with the views.
 
-    As in the authors' code, covariances and their factors are computed in float64: at collapse the smallest
-    eigenvalues are at `eps`.
+    As in the authors' code, covariances and their factors are computed in float64, where the device has it (Apple's
+    GPUs do not): in a collapse the smallest eigenvalues are at `eps`. The new moments are given in that type.
 
     Closed values, once the initial moments are forgotten: unit rows have trace R <= 1, so information is at least 2 log
     D (D 64: 8.318), reached where they are isotropic; constant rows leave -2 log(eps) = 36.84. Independent views have
@@ -54,8 +54,9 @@ def cor_info_max(
     """
     check_rows(z1, z2)
     z = [F.normalize(view, dim=1) for view in (z1, z2)]
-    after = [_updated(view.double(), mean, c, forgetting) for view, (mean, c) in zip(z, moments, strict=True)]
-    identity = torch.eye(z1.shape[1], dtype=torch.float64, device=z1.device)
+    exact = torch.float32 if z1.device.type == "mps" else torch.float64
+    after = [_updated(view.to(exact), mean, c, forgetting) for view, (mean, c) in zip(z, moments, strict=True)]
+    identity = torch.eye(z1.shape[1], dtype=exact, device=z1.device)
     information = -torch.stack([_log_det(new.covariance + eps * identity) for new in after]).sum() / z1.shape[1]
     invariance = weight * F.mse_loss(z[0], z[1])
     first, second = (Moments(new.mean.detach(), new.covariance.detach()) for new in after)
@@ -64,10 +65,10 @@ def cor_info_max(
 
 
 def _updated(z: Tensor, mean: Tensor, covariance: Tensor, forgetting: float) -> Moments:
-    mean = forgetting * mean.detach() + (1 - forgetting) * z.mean(dim=0)
+    mean = forgetting * mean.detach().to(z.dtype) + (1 - forgetting) * z.mean(dim=0)
     centred = z - mean
     batch = centred.T @ centred / len(z)  # (D, D)
-    return Moments(mean, forgetting * covariance.detach() + (1 - forgetting) * batch)
+    return Moments(mean, forgetting * covariance.detach().to(z.dtype) + (1 - forgetting) * batch)
 
 
 def _log_det(covariance: Tensor) -> Tensor:

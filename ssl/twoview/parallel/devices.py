@@ -45,6 +45,17 @@ def total(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _Sum.apply(x)
 
 
+def mean(rows: Tensor) -> Tensor:
+    """The mean (...) over the rows of the global batch, of which this device has `rows` (about n / W, ...), with
+    gradients like those of `total`.
+    """
+    if world_size() == 1:
+        return rows.mean(dim=0)
+    n = torch.tensor(len(rows), device=rows.device)
+    dist.all_reduce(n)
+    return total(rows.sum(dim=0)) / n
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

@@ -1,0 +1,38 @@
+"""What methods refuse before the first step, each in one line."""
+
+import math
+
+from twoview.errors import UserError
+from twoview.losses import SingularError
+
+
+def check_temperature(value: float, name: str = "temperature") -> float:
+    if not 0 < value < math.inf:
+        raise UserError(f"model.{name} must be positive, not {value}")
+    return value
+
+
+def check_statistics(batch_size: int, method: str) -> None:
+    """Of methods whose loss is made of statistics over the batch."""
+    if batch_size < 3:
+        raise UserError(
+            f"batch_size={batch_size} is too small for {method}: over 2 samples every correlation is 1 or -1; the "
+            "sources use 256 and more"
+        )
+
+
+def check_sharper(teacher: float, student: float) -> None:
+    if not teacher < student:
+        raise UserError(
+            f"model.teacher_temperature={teacher} must be below model.student_temperature={student}: a target that is "
+            "flatter than the prediction teaches nothing"
+        )
+
+
+def lost_dimensions(error: SingularError, step: int) -> UserError:
+    """Of a factorisation that fails in training: what to tell."""
+    return UserError(
+        f"step {step}: {error}. The projections have lost a dimension or are not finite, mostly by too high a learning "
+        "rate, a projector that is too wide for the batch, or half precision. Nothing was written since: the last "
+        "checkpoint is a good one; go on from it with a lower optimizer.lr_per_256"
+    )
