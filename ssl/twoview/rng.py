@@ -18,6 +18,13 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1: what the key grows by each round
 
 
+def exact(device: torch.device) -> torch.device:
+    """Where to compute in float64 what is for `device`: there, or on the CPU for Apple's GPUs, which have no float64.
+    Draws are float64, so that is where views are made.
+    """
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def philox(counter: Sequence[Tensor | int], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ten rounds of Philox 4x32.
 

@@ -129,7 +129,7 @@ BAD = [
     (["augment.ops.jitter.contrast=-1"], [r"ColorJitter: contrast"]),
     (["augment=simclr_imagenet", "augment.ops.blur.kernel_size=4"], [r"GaussianBlur: kernel_size must be odd"]),
     (["augment=simclr_imagenet", "augment.ops.blur.sigma=[2,1]"], [r"GaussianBlur: sigma", r"smaller first"]),
-    (["augment.second={blur: null}"], [r"augment\.second names blur", r"crop"]),
+    (["augment.views=[{ops: {blur: null}}]"], [r"augment\.views changes blur", r"crop"]),
     (["encoder.widths=[]"], [r"widths"]),
     (["encoder.widths=[0,0,0,0]"], [r"widths"]),
     (["knn.k=0"], [r"\bk\b.*at least 1"]),

@@ -1,22 +1,19 @@
 """One arm of a study with one seed: an ordinary run of the trainer, and then what its encoder is worth and knows."""
 
-import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import rich
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import Tensor
 
 from twoview.cli import schema
-from twoview.cli.entry import output_dir, plain
+from twoview.cli.entry import output_dir, plain, silent
 from twoview.cli.explain import explain
 from twoview.data.set import SampleSet
 from twoview.encoder.frozen import Frozen
@@ -167,6 +164,7 @@ def _judged(
     train, test = load(split="train"), load(split="test")
     if train.labels is None or test is None or test.labels is None:
         raise UserError(f"a study compares accuracies, and {train.name} lacks labels or a test split")
+    train, test = train.labelled(), test.labelled()
     some = permutation(len(train), seed=0, epoch=0, stream="judge")  # the same images for every arm and seed
     pairs = _pairs(config, train, some[:2000], encoder, projector)
     labelled = train.subset(some[: judge.images].sort().values)
@@ -189,11 +187,12 @@ def _judged(
     }
     if judge.profile:
         projector = projector and projector.to(device)
-        seen = test.subset(torch.arange(min(judge.profile, len(test))))
-        found["invariance"] = invariance.profile(encoder, projector, seen.fetch(torch.arange(len(seen))))
-        half = min(judge.profile, len(test) // 2)
-        parts = [test.fetch(torch.arange(i, i + half)) for i in (0, half)]
-        found["decode"] = invariance.decode(encoder, projector, *parts)
+        if test.preprocess.kind == "image":
+            half = min(judge.profile, len(test) // 2)
+            parts = torch.arange(min(judge.profile, len(test))), torch.arange(half), torch.arange(half, 2 * half)
+            seen, first, second = (test.preprocess.prepare(test.fetch(part)) for part in parts)
+            found["invariance"] = invariance.profile(encoder, projector, seen)
+            found["decode"] = invariance.decode(encoder, projector, first, second)
         found["factors"] = _factors(bank, labelled, queries, test, projector)
     return found
 
@@ -203,10 +202,11 @@ def _pairs(
     config: Mapping[str, Any], train: SampleSet, index: Tensor, encoder: Frozen, projector: torch.nn.Module | None
 ) -> dict[str, Any]:
     """Quality of h and z on positives of the arm's own policy: what the pretext task made of them."""
-    views = schema.build(config["augment"] | {"mix": None}, mean=train.mean, std=train.std, seed=config["seed"])
+    views = schema.build(config["augment"], preprocess=train.preprocess, seed=config["seed"])
+    views.attach(train)
     h = [[], []]  # type: list[list[Tensor]]
     for part in index.split(500):
-        for i, view in enumerate(views(train.fetch(part), part, epoch=10**6)):  # an epoch that no run has seen
+        for i, view in enumerate(views(train.fetch(part), part, epoch=10**6)[:2]):  # an epoch that no run has seen
             h[i].append(encoder.encoder(view))
     h1, h2 = (torch.cat(parts) for parts in h)  # (N, D) each
     found = {"h": quality(h1, h2)}
@@ -238,23 +238,3 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     """The summary of a run that has finished and whose weights are there."""
     summary = read_json(folder / SUMMARY)
     return summary if summary.get("status") == "finished" and (folder / CHECKPOINT).exists() else None
-
-
-@contextlib.contextmanager
-def silent(path: Path) -> Iterator[None]:
-    """Sends what a run says to a file: the study has one display for all its arms."""
-    root, console = logging.getLogger(), rich.get_console()
-    handlers, level, kept = root.handlers, root.level, dict(console.__dict__)
-    with path.open("a") as file:
-        handler = logging.StreamHandler(file)
-        handler.handleError = lambda record: None  # type: ignore[method-assign] # a full disk shows at the end
-        handler.addFilter(lambda record: record.name.startswith("twoview") or record.levelno >= logging.ERROR)
-        root.handlers = [handler]
-        root.setLevel(logging.INFO)
-        console.__dict__ = Console(file=file, width=120).__dict__
-        try:
-            yield
-        finally:
-            root.handlers = handlers
-            root.setLevel(level)
-            console.__dict__ = kept

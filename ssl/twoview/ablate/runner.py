@@ -25,7 +25,7 @@ from rich.table import Table
 
 from twoview.ablate import page
 from twoview.ablate.arm import ABOUT, OF_THE_STUDY, RESULT, Judge, Stopped, arm_hash, run_arm, training_config
-from twoview.ablate.budget import affordable, measured_seconds, steps_of_an_epoch
+from twoview.ablate.budget import affordable, measured_seconds
 from twoview.ablate.progress import StudyProgress
 from twoview.ablate.results import Results, mixed, read
 from twoview.ablate.study import Arm, Plan, Study
@@ -41,6 +41,7 @@ from twoview.run.folder import read_json
 from twoview.run.identity import code_digest, data_digest, differences, relevant
 from twoview.run.saving import held
 from twoview.train import pretrain
+from twoview.train.budget import steps_of_an_epoch
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def _ablate(
     if config["budget"] is not None:
         runs = len(plan.arms) * len(study.seeds)
         base["epochs"] = _epochs_chosen_before(folder, config["budget"]) or affordable(
-            config["budget"], runs, base, judge, len(train)
+            config["budget"], runs, base, judge
         )
         more.append(f"epochs={base['epochs']}")
     settings = _settings(study, plan, judge, base, train) | {"budget_minutes": config["budget"]}
@@ -129,7 +130,7 @@ def _ablate(
         "%s: %d arms x %d seeds = %d runs, %d to do", study.name, len(plan.arms), len(study.seeds), len(jobs), len(todo)
     )
     if config["dry_run"]:
-        _list(jobs, todo, measured_seconds(base, judge, len(train)) if todo else None, base["epochs"])
+        _list(jobs, todo, measured_seconds(base, judge) if todo else None, base["epochs"])
         return 0
     if todo:
         _refuse_other_code([job for job in jobs if job not in todo], settings, train)

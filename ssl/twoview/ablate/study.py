@@ -156,7 +156,8 @@ class Compose(Study):
         for first, second in itertools.combinations_with_replacement(self.ops, 2):
             named = {first: self.ops[first], second: self.ops[second]}  # one operation where the two are the same
             only_one = {op: None for op in named if op not in self.both}
-            words = ("~augment.ops", f"+augment.ops={value(named)}", f"augment.second={value(only_one or None)}")
+            views = [{"count": 1}, {"count": 1, "ops": only_one}] if only_one else None
+            words = ("~augment.ops", f"+augment.ops={value(named)}", f"augment.views={value(views)}")
             arms.append(Arm(" + ".join(named), words, {"first": first, "second": second}))
         names = list(self.ops)
         return Plan("compose", [Axis("first", "", names), Axis("second", "", names)], arms, self.reference)
@@ -170,7 +171,7 @@ class LeaveOneOut(Study):
         self.ops = ops
 
     def plan(self, base: Base) -> Plan:
-        policy = list(base["augment"]["ops"])
+        policy = _operations(base)
         for op in self.ops or []:
             if op not in policy:
                 raise UserError(f"study.ops names {op!r}, which the policy lacks; it has: {', '.join(policy)}")
@@ -178,10 +179,7 @@ class LeaveOneOut(Study):
         if not chosen:
             raise UserError("the policy has no operation that could be left out; choose another by augment=...")
         arms = [Arm("the whole policy", (), {"left out": "nothing"})]
-        other = base["augment"].get("second") or {}  # what differs in the second view goes with it
-        for op in chosen:
-            words = [f"~augment.{part}.{op}" for part, ops in (("ops", policy), ("second", other)) if op in ops]
-            arms.append(Arm(f"without {op}", tuple(words), {"left out": op}))
+        arms += [Arm(f"without {op}", _without(base, op), {"left out": op}) for op in chosen]
         return Plan("categories", [Axis("left out", "left out", ["nothing", *chosen])], arms, "the whole policy")
 
 
@@ -195,13 +193,31 @@ class AddOne(Study):
         self.ops = ops
 
     def plan(self, base: Base) -> Plan:
-        policy = list(base["augment"]["ops"])
+        policy = _operations(base)
         for op in self.ops:
             if op in policy:
                 raise UserError(f"study.ops names {op!r}, which the policy has already; leave one of the two out")
         arms = [Arm("the policy", (), {"added": "nothing"})]
         arms += [Arm(f"with {op}", (f"+augment.ops.{op}={value(how)}",), {"added": op}) for op, how in self.ops.items()]
         return Plan("categories", [Axis("added", "added", ["nothing", *self.ops])], arms, "the policy")
+
+
+def _operations(base: Base) -> list[str]:
+    """The names of the operations of a policy and of its views."""
+    names = list(base["augment"]["ops"])
+    for group in base["augment"].get("views") or []:
+        names += [op for op in group.get("ops") or {} if op not in names]
+    return names
+
+
+def _without(base: Base, op: str) -> tuple[str, ...]:
+    """Words that take an operation out of a policy and of all its views."""
+    words = [f"~augment.ops.{op}"] if op in base["augment"]["ops"] else []
+    groups = base["augment"].get("views") or []
+    if any(op in (group.get("ops") or {}) for group in groups):
+        kept = [{**g, "ops": {name: how for name, how in (g.get("ops") or {}).items() if name != op}} for g in groups]
+        words.append(f"augment.views={value(kept)}")
+    return tuple(words)
 
 
 def value_of(base: Base, key: str, *default: Any) -> Any:

@@ -11,6 +11,7 @@ from twoview.card import measures
 from twoview.card.measures import OTHER, RUN, UNTRAINED, Judged
 from twoview.cli.entry import overrides
 from twoview.cli.program import spelled
+from twoview.data.demand import shape_words
 from twoview.encoder.frozen import Frozen
 from twoview.evaluate.classify.score import fingerprint
 from twoview.evaluate.subject import Subject, checkpoint_file
@@ -33,8 +34,7 @@ def unlabelled(own: Subject) -> str:
 
 def about(config: Mapping[str, Any], own: Subject) -> dict[str, Any]:
     """The run, the data, the settings and the machine."""
-    run: dict[str, Any] = own.encoder.config  # type: ignore[assignment]
-    seen = getattr(own.encoder, "image_shape", None)
+    run = own.encoder.config
     settings = {key: config[key] for key in SETTINGS}
     encoders = {RUN: _encoder(config["ckpt"]), UNTRAINED: {"seed": run.get("seed")}}
     if config["against"]:
@@ -47,8 +47,8 @@ def about(config: Mapping[str, Any], own: Subject) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in own.encoder.parameters()),
         "data": own.train.name,
         "classes": list(own.train.classes),
-        "image_shape": list(own.train.shape),
-        "trained_on_shape": None if seen is None else list(seen),
+        "shape": own.train.shape,
+        "trained_on_shape": own.encoder.shape,
         "train_size": len(own.train),
         "test_size": len(own.test),
         "test_counts": None
@@ -75,10 +75,10 @@ def _encoder(ckpt: str) -> dict[str, Any]:
 def caveats(judged: Judged, own: Subject, missing: Mapping[str, str]) -> list[str]:
     """What a reader must know before believing the rest."""
     found = []
-    seen = getattr(own.encoder, "image_shape", None)
-    if seen and list(seen) != list(own.train.shape):
-        sizes = [f"{h} x {w}" for _, h, w in (seen, own.train.shape)]
-        found.append(f"The encoder was trained on images of {sizes[0]} pixels and is judged on {sizes[1]}.")
+    seen = own.encoder.shape
+    if seen is not None and seen != own.train.shape:
+        shapes = shape_words(seen), shape_words(own.train.shape)
+        found.append(f"The encoder was trained on samples of {shapes[0]} and is judged on {shapes[1]}.")
     if OTHER in judged.encoders:
         found += _unlike(own.encoder, judged.encoders[OTHER].network)
     names = {RUN: "the encoder", UNTRAINED: "the untrained encoder", OTHER: "the other run's encoder"}
@@ -98,8 +98,8 @@ def caveats(judged: Judged, own: Subject, missing: Mapping[str, str]) -> list[st
 
 def _unlike(mine: Frozen, theirs: Frozen) -> list[str]:
     """In what the other run is another one, if it is."""
-    changes = differences(mine.config, theirs.config)  # type: ignore[arg-type]
-    changes += [f"another {part}" for part in apart(mine.identity, theirs.identity)]  # type: ignore[arg-type]
+    changes = differences(mine.config, theirs.config)
+    changes += [f"another {part}" for part in apart(mine.identity, theirs.identity)]
     more = f"; and {len(changes) - 8} more" if len(changes) > 8 else ""
     return [f"The other run differs: {'; '.join(changes[:8])}{more}."] if changes else []
 

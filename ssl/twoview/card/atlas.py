@@ -12,6 +12,7 @@ from torch import Tensor
 
 from twoview.card.measures import Encoder, Judged
 from twoview.data.set import SampleSet
+from twoview.errors import UserError
 from twoview.rng import permutation
 
 log = logging.getLogger(__name__)
@@ -23,8 +24,8 @@ LARGEST_SPRITE = 64
 
 
 class Shown(NamedTuple):
-    """A test image with its nearest training images for each encoder: pixels uint8 (C, H, W), and whether the class of
-    a neighbour is that of the query (None without labels).
+    """A test sample with its nearest training samples for each encoder: pictures (C, H, W) in [0, 1], and whether the
+    class of a neighbour is that of the query (None without labels).
     """
 
     query: Tensor
@@ -33,7 +34,12 @@ class Shown(NamedTuple):
 
 
 def sheet(judged: Judged) -> list[Shown]:
-    """One test image of each class, of ten classes at most, or ten images where there are no labels."""
+    """One test sample of each class, of ten classes at most, or ten samples where there are no labels. UserError for
+    samples that cannot be drawn.
+    """
+    draw = judged.train.draw
+    if draw is None:
+        raise UserError(f"the samples of {judged.train.name} cannot be drawn")
     shown = []
     for i in _queries(judged.test, judged.config["seed"]):
         label = None if judged.test.labels is None else int(judged.test.labels[i])
@@ -43,9 +49,9 @@ def sheet(judged: Judged) -> list[Shown]:
             index = encoder.neighbours.rows[i, :NEIGHBOURS].cpu()
             labels = [None] * len(index) if judged.train.labels is None else judged.train.labels.cpu()[index].tolist()
             right = [None if label is None or near is None else near == label for near in labels]
-            beside[name] = list(zip(judged.train.fetch(index).cpu(), right, strict=True))
+            beside[name] = list(zip(draw(judged.train.fetch(index)).cpu(), right, strict=True))
         title = "" if label is None else judged.test.classes[label]
-        shown.append(Shown(judged.test.fetch(torch.tensor([i]))[0].cpu(), title, beside))
+        shown.append(Shown(draw(judged.test.fetch(torch.tensor([i])))[0].cpu(), title, beside))
     return shown
 
 
@@ -122,12 +128,13 @@ def projector(judged: Judged, encoder: Encoder, folder: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     index = judged.some(judged.config["map_images"], "map")
-    images = judged.test.fetch(index).cpu().float() / 255
+    images = None if judged.test.draw is None else judged.test.draw(judged.test.fetch(index)).cpu()
     side = min(LARGEST_SPRITE, SPRITES // math.ceil(math.sqrt(len(index))))
-    if max(images.shape[-2:]) > side:
+    if images is not None and max(images.shape[-2:]) > side:
         size = [max(1, round(n * side / max(images.shape[-2:]))) for n in images.shape[-2:]]
         images = F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
-    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    if images is not None:
+        images = images.expand(-1, 3, -1, -1)
     labels = judged.test.labels
     names: Sequence[str] | None = None
     if labels is not None:

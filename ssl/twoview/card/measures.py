@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twoview.data.demand import moved
 from twoview.data.set import SampleSet, stratified_split
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
@@ -46,7 +47,7 @@ class Encoder:
 
 @dataclass
 class Judged:
-    """What the parts read: images, encoders, settings. `right` collects which test images are classified rightly."""
+    """What the parts read: samples, encoders, settings. `right` collects which test samples are classified rightly."""
 
     train: SampleSet
     test: SampleSet
@@ -68,6 +69,14 @@ class Judged:
     def answers(self) -> Tensor:
         assert self.test.labels is not None
         return self.test.labels.to(self.device)
+
+    def images(self, index: Tensor) -> Tensor:
+        """Test images by their numbers (B,), float32 (B, C, H, W) in [0, 1]; UserError for data that are no images."""
+        if self.test.preprocess.kind != "image":
+            raise UserError(f"it is made for images, and {self.test.name} holds data of another kind")
+        images = self.test.preprocess.prepare(self.test.fetch(index))
+        assert isinstance(images, Tensor)
+        return images
 
     def some(self, count: int, stream: str) -> Tensor:
         """Numbers of `count` test images, in order: the same ones for every encoder and run."""
@@ -178,7 +187,7 @@ def _values(judged: Judged, fraction: float, entry: dict[str, Any]) -> dict[str,
 def robustness(judged: Judged) -> dict[str, Any]:
     """Accuracy of the probe's classifier, fitted on images as they are, on corrupted test images."""
     index = judged.some(judged.config["corruption_images"], "corrupted")
-    images, answers = judged.test.fetch(index), judged.answers.cpu()[index]
+    images, answers = judged.images(index), judged.answers.cpu()[index]
     names = suited(images.shape[1])
     found: dict[str, Any] = {"images": len(index), "severities": list(SEVERITIES)}
     found["groups"] = {name: CORRUPTIONS[name].group for name in names}
@@ -216,37 +225,33 @@ def _over_images(hits: Tensor, own: Tensor | None) -> dict[str, Any]:
 
 
 def _classify(encoder: Encoder, images: Tensor, device: torch.device) -> Tensor:
-    """Predicted classes (B,), on the CPU, of uint8 images."""
+    """Predicted classes (B,), on the CPU, of float images in [0, 1]."""
     assert encoder.head is not None
     with spaces(encoder.network, None) as features:
-        h = torch.cat([features(part.to(device).float() / 255)["h"] for part in images.split(BATCH)])
+        h = torch.cat([features(part.to(device))["h"] for part in images.split(BATCH)])
     return encoder.head.head.logits(h).argmax(1).cpu()
 
 
 def pairs(judged: Judged) -> dict[str, Any]:
     """Quality of h and z on positives that the run's own policy makes of test images."""
     network = judged.encoders[RUN].network
-    run: dict[str, Any] = network.config  # type: ignore[assignment]
+    run = network.config
     if not isinstance(run.get("augment"), dict):
         raise UserError("the checkpoint does not say by which policy the positives were made")
     index = judged.some(judged.config["quality_images"], "positives")
-    views = instantiate_own(
-        run["augment"] | {"mix": None},
-        "augment",
-        mean=network.mean.tolist(),
-        std=network.std.tolist(),
-        seed=run.get("seed", 0),
-    ).to(judged.device)
+    views = instantiate_own(run["augment"], "augment", preprocess=network.preprocess, seed=run.get("seed", 0)).to(
+        judged.device
+    )
+    views.attach(judged.train.to(judged.device))
     parts: dict[str, list[list[dict[str, Tensor]]]] = {name: [[], []] for name in judged.encoders}
     for some in index.split(BATCH):
-        images = judged.test.fetch(some).to(judged.device)
-        two = views(images, some.to(judged.device), epoch=FRESH)[:2]
+        samples = moved(judged.test.fetch(some), judged.device)
+        two = views.prepared(samples, some.to(judged.device), epoch=FRESH)[:2]
         for name, encoder in judged.encoders.items():
             own = encoder.network
-            for side, view in enumerate(two):
-                plain = view * views.std + views.mean  # each encoder normalises by its own statistics
+            for side, view in enumerate(two):  # each encoder has a preprocessing of its own
                 with spaces(own, encoder.projector) as features:
-                    parts[name][side].append(features(plain))
+                    parts[name][side].append(features(view))
     found: dict[str, Any] = {"images": len(index)}
     for name, (first, second) in parts.items():
         joined = [{space: torch.cat([part[space] for part in side]) for space in side[0]} for side in (first, second)]
@@ -256,7 +261,7 @@ def pairs(judged: Judged) -> dict[str, Any]:
 
 def ignored(judged: Judged) -> dict[str, Any]:
     """Invariance profiles of each encoder."""
-    images = judged.test.fetch(judged.some(judged.config["invariance_images"], "transformed"))
+    images = judged.images(judged.some(judged.config["invariance_images"], "transformed"))
     found: dict[str, Any] = {"images": len(images)}
     for name, encoder in judged.encoders.items():
         found[name] = invariance.profile(encoder.network, encoder.projector, images, judged.config["seed"])

@@ -10,6 +10,7 @@ from twoview.card.figures import NAMES, Content, among
 from twoview.card.measures import OTHER, RUN, UNTRAINED
 from twoview.card.provenance import provenance
 from twoview.card.tables import Card, Row, missing, share_words
+from twoview.data.demand import shape_words
 from twoview.report.curves import curves
 from twoview.report.page import Cell, Page, Section
 from twoview.report.theme import write_plot
@@ -52,10 +53,9 @@ def write(folder: Path, content: Content, shown: Mapping[str, Any]) -> None:
 
 def compose(card: Card) -> Page:
     content = card.content
-    size = " x ".join(map(str, content["image_shape"][1:]))
-    about = (
-        f"{content['method']}, {content['network']} ({content['dim']} features), on {content['data']} of {size} pixels"
-    )
+    size = shape_words(content["shape"])
+    network = f"{content['network']} ({content['dim']} features)"
+    about = f"{content['method']}, {network}, on {content['data']}, samples of {size}"
     page = Page(f"Evaluation card: {content['name']}", f"{about} · {content['made'][:10]}", FOOT)
     _head(card, page)
     scores.accuracy(card, page.section("Accuracy"))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from twoview.card.figures import NAMES
+from twoview.data.demand import shape_words
 from twoview.report.page import Cell, Section
 from twoview.report.words import duration
 
@@ -25,10 +26,10 @@ def provenance(section: Section, content: Mapping[str, Any]) -> None:
     machine, versions = content["machine"], content["versions"]
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     entries = {
-        "data": f"{content['data']}: {content['train_size']:,} training and {content['test_size']:,} test images of "
-        f"{'x'.join(map(str, content['image_shape']))}",
+        "data": f"{content['data']}: {content['train_size']:,} training and {content['test_size']:,} test samples of "
+        f"{shape_words(content['shape'])}",
         "encoder": f"{content['network']}, {content['parameters']:,} parameters, {content['dim']} features; "
-        f"encoder_of={content['encoder_of']}, eval mode, float32, un-augmented images",
+        f"encoder_of={content['encoder_of']}, eval mode, float32, un-augmented samples",
         "settings": f"hash {content['settings_hash']}"
         + (f", protocol {content['linear']['run']['protocol_hash']}" if "linear" in content else ""),
         "machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {gpus}; "

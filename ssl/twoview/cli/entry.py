@@ -11,7 +11,8 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
+from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
@@ -179,3 +181,23 @@ def _quiet(debug: bool) -> None:
         logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it says what the one message says
         handler.addFilter(lambda record: record.name.startswith("twoview") or record.levelno >= logging.ERROR)
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch|lightning)\b.*")
+
+
+@contextmanager
+def silent(path: Path) -> Iterator[None]:
+    """What is said meanwhile goes to the end of a file: somebody else speaks for it."""
+    root, console = logging.getLogger(), get_console()
+    handlers, level, kept = root.handlers, root.level, dict(console.__dict__)
+    with path.open("a") as file:
+        handler = logging.StreamHandler(file)
+        handler.handleError = lambda record: None  # type: ignore[method-assign] # a full disk: the closing tells
+        handler.addFilter(lambda record: record.name.startswith("twoview") or record.levelno >= logging.ERROR)
+        root.handlers = [handler]
+        root.setLevel(logging.INFO)
+        console.__dict__ = Console(file=file, width=120).__dict__
+        try:
+            yield
+        finally:
+            root.handlers = handlers
+            root.setLevel(level)
+            console.__dict__ = kept

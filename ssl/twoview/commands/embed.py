@@ -21,7 +21,8 @@ from twoview.cli.entry import plain
 from twoview.data.set import SampleSet
 from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
-from twoview.evaluate.subject import check, checkpoint_file, device_of, fetch, origin
+from twoview.evaluate.features import laid_out
+from twoview.evaluate.subject import check, check_shape, checkpoint_file, device_of, origin
 from twoview.run.atomic import replacing
 from twoview.run.checkpoint import EncoderOf, instantiate_own, load_encoder, load_projector
 from twoview.watch.bar import tracked
@@ -74,7 +75,7 @@ def embed_command(composed: DictConfig) -> int:
 
 
 def _network(encoder: Frozen, config: dict[str, Any]) -> nn.Module:
-    """Images in [0, 1] to the features that are asked for."""
+    """Samples to the features that are asked for."""
     if config["features"] == "h":
         return encoder
     if str(config["ckpt"]).endswith(".safetensors"):
@@ -93,8 +94,7 @@ def _sets(config: dict[str, Any], encoder: Frozen) -> dict[str, SampleSet]:
         schema.check(config["data"], "data")
         load = schema.build(config["data"])
     else:
-        own: dict[str, Any] = encoder.config  # type: ignore[assignment]
-        load = instantiate_own(own["data"], "data")
+        load = instantiate_own(encoder.config["data"], "data")
     loaded = {split: load(split=split) for split in SPLITS[config["split"]]}
     found = {split: images for split, images in loaded.items() if images is not None}
     if not found:
@@ -102,28 +102,19 @@ def _sets(config: dict[str, Any], encoder: Frozen) -> dict[str, SampleSet]:
     if len(found) < len(loaded):
         log.info("%s has no test split: these are the features of train", found["train"].name)
     for images in found.values():
-        if images.shape[0] != len(encoder.mean):
-            raise UserError(
-                f"the encoder takes images of {len(encoder.mean)} channels, {images.name} has {images.shape[0]}"
-            )
-        trained_on: Any = encoder.image_shape
-        if trained_on is not None and images.shape != tuple(trained_on) and not config["force"]:
-            raise UserError(
-                f"the encoder was trained on images of {tuple(trained_on)}, {images.name} has {images.shape}: "
-                "force=true takes its features all the same"
-            )
+        check_shape(encoder, images, config["force"])
     return found
 
 
 def _dim(network: nn.Module, images: SampleSet) -> int:
-    """D of the features, from one image, so that what does not fit is said before a file is begun."""
+    """D of the features, from one sample, so that what does not fit is said before a file is begun."""
     device = next(network.parameters()).device
     try:
         with torch.inference_mode():
-            return int(network(images.fetch(torch.arange(1)).to(device).float() / 255).shape[1])
+            return int(network(laid_out(images.fetch(torch.arange(1)), device)).shape[1])
     except RuntimeError as error:
         raise UserError(
-            f"the encoder does not fit {images.name}, whose images have the shape {images.shape}: "
+            f"the encoder does not fit {images.name}, whose samples have the shape {images.shape}: "
             f"{str(error).splitlines()[0]}"
         ) from error
 
@@ -150,13 +141,12 @@ def _blocks(network: nn.Module, sets: Mapping[str, SampleSet], batch_size: int) 
         rows = torch.arange(len(images)).split(batch_size)
         for index in tracked(rows, f"{images.name} {split}"):
             with torch.inference_mode():
-                x = fetch(images, index).to(device).float() / 255
-                h = network(x.contiguous(memory_format=torch.channels_last)).float().cpu()  # (B, D)
+                h = network(laid_out(images.fetch(index), device)).float().cpu()  # (B, D)
             bad = (~h.isfinite()).any(1).nonzero().flatten()
             if len(bad):
                 raise UserError(
-                    f"the features of image {int(index[bad[0]])} of {images.name} are NaN or infinite: training "
-                    "diverged, or the file is damaged; use an earlier checkpoint"
+                    f"the features of {images.names[int(index[bad[0]])]} of {images.name} are NaN or infinite: "
+                    "training diverged, or the file is damaged; use an earlier checkpoint"
                 )
             yield h.numpy()
 

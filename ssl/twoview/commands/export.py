@@ -16,11 +16,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from twoview.cli.entry import plain
+from twoview.data.image.pixels import Pixels
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.subject import check, checkpoint_file, origin
 from twoview.run.atomic import replacing
-from twoview.run.checkpoint import EncoderOf, load_encoder, save_encoder
+from twoview.run.checkpoint import EncoderOf, instantiate_own, load_encoder, save_encoder
 from twoview.run.saving import FORMAT
 
 log = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ def export_command(composed: DictConfig) -> int:
         raise UserError("num_classes adds a classifier to format=torchvision: a number of at least 1, or null")
     encoder = load_encoder(config["ckpt"], config["encoder_of"])
     path = Path(config["out"]).expanduser() if config["out"] else _default(config, encoder)
-    shape = _shape(config["size"], encoder)
-    images = torch.rand(5, *shape, generator=torch.Generator().manual_seed(0))
+    images = _examples(config["size"], encoder)
+    shape = tuple(images.shape[1:])
     with replacing(path) as part, torch.no_grad():
         if kind == "torchvision":
             read_back = write_torchvision(encoder, part, config["num_classes"])
@@ -70,7 +71,7 @@ def export_command(composed: DictConfig) -> int:
 
 
 def disagreement(encoder: nn.Module, other: Function, images: Tensor) -> tuple[float, float]:
-    """The largest absolute difference of two functions of images, over a batch and a single image, and the largest
+    """The largest absolute difference of two functions of samples, over a batch and a single one, and the largest
     absolute value of the first.
     """
     differences, scales = [], []
@@ -107,15 +108,14 @@ def write_torchvision(encoder: Frozen, path: Path, num_classes: int | None = Non
     network.load_state_dict(torch.load(path, weights_only=True), strict=True)
     network.fc = nn.Identity()
     network.dim = encoder.dim
-    return Frozen(network, encoder.mean.tolist(), encoder.std.tolist()).eval()
+    return Frozen(network, encoder.preprocess).eval()
 
 
 def architecture(encoder: Frozen) -> tuple[str, str]:
     """torchvision's name of the network, and its stem. UserError if it is none of torchvision's."""
-    config: Any = encoder.config
-    about = config["encoder"]
+    about = encoder.config["encoder"]
     module, _, name = str(about["_target_"]).rpartition(".")
-    if module != "twoview.encoder.resnet":
+    if module != "twoview.encoder.resnet" or not isinstance(encoder.preprocess, Pixels):
         raise UserError(
             f"format=torchvision: the encoder {name} is not one of torchvision's networks; "
             "use format=safetensors, onnx, torchscript or pt2"
@@ -128,13 +128,13 @@ def write_safetensors(encoder: Frozen, path: Path) -> Function:
     about = {
         "format": FORMAT,
         "config": encoder.config,
-        "normalization": {"mean": encoder.mean.tolist(), "std": encoder.std.tolist()},
-        "image_shape": encoder.image_shape,
+        "preprocess": encoder.preprocess.describe(),
+        "shape": encoder.shape,
         "identity": encoder.identity,
     }
     named = path.with_name(path.name + ".safetensors")  # by its suffix it is known
     try:
-        save_encoder(encoder.encoder, about, named)
+        save_encoder(encoder.encoder, encoder.preprocess, about, named)
         loaded = load_encoder(named)
         named.replace(path)
     finally:
@@ -142,12 +142,14 @@ def write_safetensors(encoder: Frozen, path: Path) -> Function:
     return loaded
 
 
-# The network itself, with the normalisation in it. Each writer gets an example batch and a text to keep in the file,
+# The network itself, with the preprocessing in it. Each writer gets an example batch and a text to keep in the file,
 # and returns what the file computes.
 
 
 def write_onnx(encoder: nn.Module, example: Tensor, path: Path, about: str) -> Function:
-    """Input `images` float32 (B, C, H, W) in [0, 1], output `h` (B, D), any B; `about` in the model's metadata."""
+    """Input `images` float32 (B, C, H, W) in [0, 1], output `h` (B, D), any B; `about` in the model's metadata. Samples
+    of another kind go by the name of images too.
+    """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise UserError(f"format=onnx needs {', '.join(missing)}: pip install 'twoview[export]'")
@@ -201,17 +203,21 @@ GRAPHS: dict[str, Callable[[nn.Module, Tensor, Path, str], Function]] = {
 }
 
 
-def _shape(size: int | None, encoder: Frozen) -> tuple[int, int, int]:
-    """(C, H, W) of the images: squares as asked, else those of the training set."""
-    if size is not None:
-        if size < 1:
-            raise UserError(f"size must be at least 1 pixel, not {size}")
-        return len(encoder.mean), size, size
-    shape: Any = encoder.image_shape
-    if shape is None:
-        raise UserError("the checkpoint does not say how large the training images were: give size=32 (for CIFAR)")
-    c, h, w = shape
-    return c, h, w
+def _examples(size: int | None, encoder: Frozen) -> Tensor:
+    """Five samples (5, ...) to compare outputs on: noise in place of images, squares of `size` pixels if it is given;
+    of other kinds of data the first ones of the run's own.
+    """
+    if size is not None and (size < 1 or encoder.preprocess.kind != "image"):
+        raise UserError(f"size must be at least 1 pixel, and is for images alone, not {size}")
+    if encoder.preprocess.kind == "image":
+        c, h, w = encoder.shape
+        shape = (c, h, w) if size is None else (c, size, size)
+        return torch.rand(5, *shape, generator=torch.Generator().manual_seed(0))
+    samples = instantiate_own(encoder.config["data"], "data")(split="train")
+    examples = samples.fetch(torch.arange(min(5, len(samples))))
+    if not isinstance(examples, Tensor):
+        raise UserError("format=safetensors alone holds an encoder of samples that consist of several tensors")
+    return examples
 
 
 def _default(config: dict[str, Any], encoder: Frozen) -> Path:
@@ -224,8 +230,9 @@ def _usage(kind: str, encoder: Frozen, path: Path, shape: tuple[int, ...], num_c
     """How the file is read."""
     batch = f"(B, {', '.join(map(str, shape))})"
     if kind == "torchvision":
+        pixels: Any = encoder.preprocess
         return [
-            f"images {batch} in [0, 1] -> normalise by mean {_short(encoder.mean)} and std {_short(encoder.std)} "
+            f"images {batch} in [0, 1] -> normalise by mean {_short(pixels.mean)} and std {_short(pixels.std)} "
             f"-> h (B, {encoder.dim})",
             *torchvision_code(path, *architecture(encoder), num_classes),
         ]
@@ -235,7 +242,8 @@ def _usage(kind: str, encoder: Frozen, path: Path, shape: tuple[int, ...], num_c
         "torchscript": f"torch.jit.load({str(path)!r})   (torch.jit is deprecated in torch: format=pt2 follows it)",
         "pt2": f"torch.export.load({str(path)!r}).module()",
     }
-    return [f"images {batch} in [0, 1] -> h (B, {encoder.dim}):", f"  {code[kind]}"]
+    what = f"images {batch} in [0, 1]" if encoder.preprocess.kind == "image" else f"samples {batch}"
+    return [f"{what} -> h (B, {encoder.dim}):", f"  {code[kind]}"]
 
 
 def torchvision_code(path: Path, name: str, stem: str, num_classes: int | None) -> list[str]:

@@ -23,13 +23,15 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
+from twoview.augment.operation import BatchAugment
 from twoview.cli.entry import plain
+from twoview.data.demand import moved
 from twoview.data.set import SampleSet, stratified_split
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.classify.score import fingerprint, score
-from twoview.evaluate.features import extract
-from twoview.evaluate.subject import check, checkpoint_file, fetch, origin, subject
+from twoview.evaluate.features import extract, laid_out
+from twoview.evaluate.subject import check, checkpoint_file, origin, subject
 from twoview.optim.recipe import warmup_cosine
 from twoview.parallel.precision import best_precision, half_of
 from twoview.rng import Draw, permutation
@@ -175,7 +177,7 @@ def finetune(
 def fit(
     encoder: Frozen, images: SampleSet, recipe: Recipe, device: torch.device, what: str = "fine-tuning"
 ) -> tuple[nn.Module, list[float]]:
-    """A trained copy of the encoder with a classifier, images (B, C, H, W) in [0, 1] -> logits (B, classes), in eval
+    """A trained copy of the encoder with a classifier, samples (B, ...) -> logits (B, classes), in eval
     mode, and the mean loss of each epoch. All chance is a function of the seed.
     """
     assert images.labels is not None
@@ -184,7 +186,10 @@ def fit(
     nn.init.zeros_(head.bias)
     model = nn.Sequential(copy.deepcopy(encoder).requires_grad_(True), head).train()
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ops = {"fine-tuning/crop": RandomResizedCrop(), "fine-tuning/flip": HorizontalFlip(0.5)}  # not pre-training's again
+    preprocess = model[0].preprocess
+    ops: dict[str, BatchAugment] = {}
+    if preprocess.kind == "image":  # other kinds of data are not augmented. The crops are not pre-training's again
+        ops = {"fine-tuning/crop": RandomResizedCrop(), "fine-tuning/flip": HorizontalFlip(0.5)}
     images = images.to(device)
 
     n, batches = len(images), recipe.batches(len(images))
@@ -201,11 +206,11 @@ def fit(
             total.zero_()
         index = order[batch].to(device)
         draw = Draw(recipe.seed, epoch, index, 0)
-        x = fetch(images, index).to(device).float() / 255  # (B, C, H, W)
+        x = preprocess.prepare(moved(images.fetch(index), device))
         for name, op in ops.items():
             x = op(x, draw.of(name))
         with torch.autocast(device.type, dtype=half, enabled=half is not None):
-            logits = model(x.contiguous(memory_format=torch.channels_last))  # (B, classes)
+            logits = model(laid_out(x, device))  # (B, classes)
         loss = F.cross_entropy(logits.float(), images.labels[index])  # type: ignore[index]
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()

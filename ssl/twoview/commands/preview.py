@@ -23,9 +23,11 @@ from twoview.augment.views import TwoViews
 from twoview.cli import schema
 from twoview.cli.entry import plain
 from twoview.cli.schema import unknown_option
+from twoview.data.demand import Shape, shape_of
+from twoview.data.preprocess import Preprocess
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
-from twoview.report.sheet import DPI, Band, Picture, draw, positives
+from twoview.report.sheet import DPI, Band, Picture, draw, shown
 from twoview.report.theme import write_plot
 from twoview.rng import Draw, permutation
 
@@ -48,15 +50,22 @@ COLOURS = ("#0072b2", "#e69f00")  # of the first and the second view: told apart
 
 @dataclass(frozen=True)
 class Samples:
-    """The first images of a run: uint8 (B, C, H, W) with their sample numbers (B,), and the epoch to look at."""
+    """The first samples of a run by their numbers (B,), with names and pictures (B, C, H, W) in [0, 1] of them, and the
+    epoch to look at.
+    """
 
-    images: Tensor
+    train: SampleSet
     index: Tensor
     names: Sequence[str]
     epoch: int
+    pictures: Tensor
 
     def originals(self) -> list[Picture]:
-        return [Picture(x.float() / 255, [name]) for x, name in zip(self.images, self.names, strict=True)]
+        return [Picture(x, [name]) for x, name in zip(self.pictures, self.names, strict=True)]
+
+    def positives(self, views: TwoViews) -> list[Tensor]:
+        """Pictures (B, C, H, W) of their first two views."""
+        return shown(self.train, views, self.index, self.epoch)[1:3]
 
 
 def preview_command(composed: DictConfig) -> int:
@@ -66,7 +75,11 @@ def preview_command(composed: DictConfig) -> int:
     train: SampleSet = schema.build(config["data"])(split="train")
     if config["images"] > len(train):
         raise UserError(f"images={config['images']}, but {train.name} has {len(train)}")
-    views = [schema.build(policy, mean=train.mean, std=train.std, seed=config["seed"]) for policy in policies]
+    views = [schema.build(policy, preprocess=train.preprocess, seed=config["seed"]) for policy in policies]
+    for one in views:
+        one.attach(train)
+        if one.count < 2:
+            raise UserError("a sheet shows two views of each sample, and augment.views describes one")
     samples = first_samples(train, config["images"], config["seed"], config["epoch"])
     name = f"{train.name} · {HydraConfig.get().runtime.choices['augment']}"
     if config["mode"] == "strength":
@@ -122,7 +135,7 @@ def check(config: dict[str, Any], composed: DictConfig) -> list[dict[str, Any]]:
             raise UserError("no operation of this policy follows augment.strength; use mode=pairs or mode=ops")
     for policy in policies:
         schema.check(policy, "augment")
-        schema.build(policy, mean=(0.0,), std=(1.0,))  # its ranges are checked before data are loaded, or downloaded
+        schema.build(policy, preprocess=Preprocess())  # its ranges are checked before data are loaded, or downloaded
     return policies
 
 
@@ -135,17 +148,23 @@ def at_strength(composed: DictConfig, strength: float) -> dict[str, Any]:
 
 
 def first_samples(train: SampleSet, count: int, seed: int, epoch: int) -> Samples:
-    """The images that a run with this seed sees first, in that order."""
+    """The samples that a run with this seed sees first, in that order. UserError if they cannot be drawn."""
+    if train.draw is None:
+        raise UserError(f"the samples of {train.name} cannot be drawn, so there is no preview of them")
     index = permutation(len(train), seed, epoch=0)[:count]
     names = [f"image {i:,}" for i in index.tolist()]
     if train.labels is not None:
-        names = [f"{train.classes[int(train.labels[i])]} {i:,}" for i in index.tolist()]
-    return Samples(train.fetch(index), index, names, epoch)
+        labels = [int(train.labels[i]) for i in index.tolist()]
+        names = [
+            f"{train.classes[c]} {i:,}" if c >= 0 else name
+            for c, i, name in zip(labels, index.tolist(), names, strict=True)
+        ]
+    return Samples(train, index, names, epoch, train.draw(train.fetch(index)))
 
 
 def by_strength(views: Sequence[TwoViews], samples: Samples) -> list[Band]:
     """Rows: images. Columns: the original, the first view at each strength, the second view at each."""
-    seen = [positives(policy, samples.images, samples.index, samples.epoch) for policy in views]
+    seen = [samples.positives(policy) for policy in views]
     pictures = [samples.originals(), *([Picture(x) for x in pair[view]] for view in range(2) for pair in seen)]
     headings = [f"s = {policy.strength:g}" for policy in views]
     blocks = [("", ["original"]), ("first view", headings), ("second view", headings)]
@@ -154,9 +173,12 @@ def by_strength(views: Sequence[TwoViews], samples: Samples) -> list[Band]:
 
 def by_operation(views: TwoViews, samples: Samples, draws: int) -> list[Band]:
     """A band for each operation: the original, and what the operation alone makes of it in `draws` epochs."""
-    first, second = views.policies
+    first, *others = views.policies
     bands = [(name, name, op, 0) for name, op in first.items()]
-    bands += [(name, f"{name}, second view", op, 1) for name, op in second.items() if op is not first.get(name)]
+    known = list(first.values())
+    for view, policy in enumerate(others, start=1):
+        bands += [(name, f"{name}, {_ordinal(view)} view", op, view) for name, op in policy.items() if op not in known]
+        known += policy.values()
     if not bands:
         raise UserError("the policy has no operations to show; choose another by augment=...")
     epochs = range(samples.epoch, samples.epoch + draws)
@@ -170,22 +192,33 @@ def by_operation(views: TwoViews, samples: Samples, draws: int) -> list[Band]:
 
 def alone(op: BatchAugment, samples: Samples, numbers: Draw) -> list[Picture]:
     """What one operation makes of each image, with its parameters in words."""
-    images = samples.images.float() / 255
-    params = op.sample(numbers, len(images), tuple(images.shape[1:]))
-    changed, acts = op(images, numbers), applied(op, numbers).tolist()
+    train = samples.train
+    x = train.preprocess.prepare(train.fetch(samples.index))
+    params, chosen = op.plan(numbers, len(samples.index), shape_of(x))
+    acts = _all(numbers) if chosen is None else chosen
+    assert train.draw is not None
+    changed = train.draw(op.act(x, (params, chosen)))
     return [
         Picture(
             changed[i],
             describe({k: v[i] for k, v in params.items()}) if acts[i] else ["not applied", f"(p = {op.p:g})"],
         )
-        for i in range(len(images))
+        for i in range(len(samples.index))
     ]
 
 
-def applied(op: BatchAugment, numbers: Draw) -> Tensor:
+def applied(op: BatchAugment, numbers: Draw, shape: Shape) -> Tensor:
     """Which rows the probability of `op` picks: bool (B,)."""
-    chosen = op.plan(numbers, len(numbers.index), (1, 1, 1))[1]
-    return torch.ones_like(numbers.index, dtype=torch.bool) if chosen is None else chosen
+    chosen = op.plan(numbers, len(numbers.index), shape)[1]
+    return _all(numbers) if chosen is None else chosen
+
+
+def _all(numbers: Draw) -> Tensor:
+    return torch.ones_like(numbers.index, dtype=torch.bool)
+
+
+def _ordinal(view: int) -> str:
+    return ("first", "second", "third")[view] if view < 3 else f"{view + 1}th"
 
 
 def describe(params: Mapping[str, Tensor]) -> list[str]:
@@ -218,7 +251,7 @@ def by_pair(views: TwoViews, samples: Samples) -> list[Band]:
     """
     boxes = [crop_boxes(views, samples, view) for view in range(2)]  # (B, 4) each
     shared = overlap(*boxes).tolist()
-    seen = positives(views, samples.images, samples.index, samples.epoch)
+    seen = samples.positives(views)
     cells = []
     for i, original in enumerate(samples.originals()):
         drawn = {colour: box[i].tolist() for colour, box in zip(COLOURS, boxes, strict=True)}
@@ -236,7 +269,7 @@ def by_pair(views: TwoViews, samples: Samples) -> list[Band]:
 
 def crop_boxes(views: TwoViews, samples: Samples, view: int) -> Tensor:
     """What the crop of a view leaves of each image: int64 (B, 4), top, left, height and width in pixels."""
-    height, width = samples.images.shape[-2:]
+    shape = samples.train.shape
     policy = views.policies[view]
     name, crop = next(iter(policy.items()), ("", None))
     if not isinstance(crop, RandomResizedCrop):  # boxes behind other operations would not be the original's
@@ -245,8 +278,8 @@ def crop_boxes(views: TwoViews, samples: Samples, view: int) -> Tensor:
             f"of {', '.join(policy) or 'nothing'}; use mode=strength or mode=ops"
         )
     numbers = Draw(views.seed, samples.epoch, samples.index, view, name)
-    box = crop.sample(numbers, len(samples.index), (height, width))["box"]
-    return torch.where(applied(crop, numbers)[:, None], box, torch.tensor([0, 0, height, width]))
+    box = crop.sample(numbers, len(samples.index), shape)["box"]
+    return torch.where(applied(crop, numbers, shape)[:, None], box, torch.tensor([0, 0, *shape[-2:]]))
 
 
 def _others(views: TwoViews, samples: Samples, view: int, row: int) -> str:
@@ -254,7 +287,7 @@ def _others(views: TwoViews, samples: Samples, view: int, row: int) -> str:
     names = [
         name
         for name, op in list(views.policies[view].items())[1:]
-        if applied(op, Draw(views.seed, samples.epoch, samples.index, view, name))[row]
+        if applied(op, Draw(views.seed, samples.epoch, samples.index, view, name), samples.train.shape)[row]
     ]
     return ", ".join(names)
 

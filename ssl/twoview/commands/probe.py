@@ -149,7 +149,7 @@ def _provenance(config: dict[str, Any], judged: Subject, started: float) -> dict
         "classes": list(judged.train.classes),
         **origin(config, judged.encoder),
         "feature_layer": f"h: the encoder's output of {judged.encoder.dim} dimensions, before the projection head",
-        "image_shape": list(judged.train.shape),
+        "shape": judged.train.shape,
         "total_seconds": round(time.monotonic() - started, 2),
         "machine": machine(),
     }

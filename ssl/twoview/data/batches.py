@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from twoview.data.demand import OnDemand, Samples, tensors
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
-from twoview.rng import permutation
+from twoview.rng import exact, permutation
 
 
 class Batch(NamedTuple):
@@ -33,17 +34,22 @@ class Batch(NamedTuple):
     share: Tensor | None = None
 
 
-Fetched = tuple[Tensor, Tensor, Tensor]  # samples, index and label
+Fetched = tuple[Samples, Tensor, Tensor]  # samples, index and label
 
 
 class Views(Protocol):
     """What makes views of samples, as `twoview.augment.views.TwoViews` does. The room above knows no more of it."""
 
-    mean: Tensor
     mix: Any
     ahead: int
 
-    def __call__(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, ...]: ...
+    def __call__(self, samples: Samples, index: Tensor, epoch: int) -> tuple[Tensor, ...]: ...
+
+    def mixed(
+        self, views: tuple[Tensor, ...], index: Tensor, epoch: int
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]: ...
+
+    def attach(self, train: SampleSet) -> None: ...
 
     def to(self, device: torch.device) -> Any: ...
 
@@ -52,8 +58,7 @@ MOST_WORKERS = 512  # beyond, a system runs out of processes or files before it 
 
 
 class TwoViewDataModule(pl.LightningDataModule):
-    """Yields `(images uint8 (B, C, H, W), index (B,), label (B,))` and makes a `Batch` of views of them on the
-    training device.
+    """Yields `(samples (B, ...), index (B,), label (B,))` and makes a `Batch` of views of them on the training device.
 
     `batch_size` is that of the global batch, over all devices. `drop_last` leaves out an incomplete last batch. Sets
     in memory move to the training device as a whole; others are decoded by `num_workers` processes. `max_batches`
@@ -74,10 +79,10 @@ class TwoViewDataModule(pl.LightningDataModule):
         if batch_size < 2:
             raise UserError(f"batch_size={batch_size}: contrast needs at least 2 samples in a batch")
         if len(train) < 2:
-            raise UserError(f"{train.name} has a single image: contrast needs at least 2")
+            raise UserError(f"{train.name} has a single sample: contrast needs at least 2")
         if batch_size > len(train):
             raise UserError(
-                f"batch_size={batch_size} is larger than {train.name}, which has {len(train)} training images; "
+                f"batch_size={batch_size} is larger than {train.name}, which has {len(train)} training samples; "
                 f"use batch_size={len(train)} or less"
             )
         if num_workers < 0:
@@ -88,11 +93,13 @@ class TwoViewDataModule(pl.LightningDataModule):
             raise UserError(f"loader.max_batches must be at least 1, not {max_batches}")
         self.train = train
         self.views = views
+        self.views.attach(train)
         self.batch_size = batch_size
         self.seed = seed
         self.drop_last = drop_last
         self.num_workers = num_workers
         self.max_batches = max_batches
+        self.device = torch.device("cpu")  # where views are made
         self.first_step = 0  # of this process
         self.arrived = 0.0  # time.monotonic() when the newest batch was there, before its views were made
 
@@ -136,11 +143,12 @@ class TwoViewDataModule(pl.LightningDataModule):
                     f"pair; choose a batch_size of which each of the {self.trainer.world_size} devices gets an even "
                     "number, and loader.drop_last=true"
                 )
-        device = self.trainer.strategy.root_device
+        self.device = device = exact(self.trainer.strategy.root_device)
         self.views.to(device)
-        share, (H, W) = self.batch_size // self.trainer.world_size, self.train.shape[-2:]
-        self.views.ahead = 2 * share * self.batches_per_epoch * (self.trainer.max_epochs or 1) * H * W
+        share = self.batch_size // self.trainer.world_size
+        self.views.ahead = share * self.batches_per_epoch * (self.trainer.max_epochs or 1)
         train = self.train.to(device) if self.train.in_memory else self.train
+        self.views.attach(train)
         workers = 0 if self.train.in_memory else self.num_workers
         return DataLoader(
             _Fetch(train),
@@ -155,11 +163,16 @@ class TwoViewDataModule(pl.LightningDataModule):
         self.arrived = time.monotonic()
         return batch
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return super().transfer_batch_to_device(batch, exact(device), dataloader_idx)  # where its views are made
+
     def on_after_batch_transfer(self, batch: Fetched, dataloader_idx: int) -> Batch:
         assert self.trainer is not None
-        images, index, label = batch
-        v1, v2, *share = self.views(images, index, self.trainer.current_epoch)
-        return Batch((v1, v2), index, label, *share)
+        samples, index, label = batch
+        epoch = self.trainer.current_epoch
+        views, share = self.views.mixed(self.views(samples, index, epoch), index, epoch)
+        made, device = Batch(views, index, label, share), self.trainer.strategy.root_device
+        return super().transfer_batch_to_device(made, device, dataloader_idx)
 
 
 class GlobalBatches(Sampler[Tensor]):
@@ -181,7 +194,7 @@ class GlobalBatches(Sampler[Tensor]):
         epoch, done = divmod(max(trainer.global_step, data.first_step), len(self))
         order = permutation(len(data.train), data.seed, epoch)
         if data.train.in_memory:  # once an epoch: copied batch by batch, the host would wait for a GPU in each step
-            order = order.to(data.views.mean.device)
+            order = order.to(data.device)
         for batch in order.split(data.batch_size)[done : len(self)]:
             yield batch.tensor_split(trainer.world_size)[trainer.global_rank]
 
@@ -191,9 +204,8 @@ class _Fetch(Dataset[Fetched]):
 
     def __init__(self, samples: SampleSet) -> None:
         self.samples = samples
-        device = (
-            samples.samples.device if isinstance(samples.samples, Tensor) else None
-        )  # one for all: nothing is copied
+        held = samples.samples  # one device for all: nothing is copied
+        device = None if isinstance(held, OnDemand) else tensors(held)[0].device
         self.labels = samples.labels if samples.labels is not None else torch.full((len(samples),), -1, device=device)
 
     def __getitem__(self, index: Tensor) -> Fetched:

@@ -1,33 +1,37 @@
-"""An encoder that takes plain images, and the proof that it stayed as it was."""
+"""An encoder that takes samples as they are stored, and the proof that it stayed as it was."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from twoview.data.demand import Samples, Shape
+from twoview.data.preprocess import Preprocess
+
 
 class Frozen(nn.Module):
-    """An encoder that takes plain images: it does the normalisation itself.
+    """An encoder that takes samples as they are stored: it does the preprocessing itself.
 
-    `mean` and `std` are per channel, of pixels in [0, 1]; they are buffers, so they travel with the weights.
+    Of a finished run, `config` is its configuration, `identity` who it is (`twoview.run.identity`) and `shape` that of
+    a training sample.
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, encoder: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, encoder: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
         self.encoder = encoder
+        self.preprocess = preprocess
         self.dim = int(encoder.dim)  # type: ignore[arg-type]
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))  # (C,)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))  # (C,)
+        self.config: dict[str, Any] = {}
+        self.identity: dict[str, str] = {}
+        self.shape: Shape = None
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Float images (B, C, H, W) in [0, 1] to features h (B, dim)."""
-        return self.encoder((images - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1))
+    def forward(self, samples: Samples) -> Tensor:
+        """Samples (B, ...), stored or prepared (images: uint8, or float in [0, 1]), to features h (B, dim)."""
+        h: Tensor = self.encoder(self.preprocess(samples))
+        return h
 
 
 def digest(module: nn.Module) -> str:

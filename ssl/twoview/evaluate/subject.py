@@ -2,6 +2,7 @@
 is whole or not there.
 """
 
+import copy
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from twoview.cli import schema
-from twoview.data.image.decode import in_threads
+from twoview.data.demand import shape_words
 from twoview.data.set import SampleSet
 from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
@@ -76,16 +77,9 @@ def origin(config: Mapping[str, Any], encoder: Frozen) -> dict[str, Any]:
     }
 
 
-def fetch(images: SampleSet, index: Tensor) -> Tensor:
-    """uint8 (B, C, H, W); what is decoded on demand, in threads."""
-    if images.in_memory:
-        return images.fetch(index)
-    return torch.stack(list(in_threads(images.samples.__getitem__, index.tolist())))
-
-
 @dataclass(frozen=True)
 class Subject:
-    """An encoder to be judged and the labelled images to judge it on."""
+    """An encoder to be judged and the labelled samples to judge it on."""
 
     encoder: Frozen
     train: SampleSet
@@ -97,15 +91,15 @@ class Subject:
         encoder = encoder or self.encoder
         with frozen(encoder):
             train, test = (
-                extract(encoder, images, device=self.device).to(self.device) for images in (self.train, self.test)
+                extract(encoder, samples, device=self.device).to(self.device) for samples in (self.train, self.test)
             )
         return train, test
 
     def untrained(self) -> Frozen:
         """An encoder of the same shape with the weights that the run started from."""
-        config: dict[str, Any] = self.encoder.config  # type: ignore[assignment]
+        config = self.encoder.config
         pl.seed_everything(config["seed"], workers=True, verbose=False)
-        fresh = Frozen(build_encoder(config), self.encoder.mean.tolist(), self.encoder.std.tolist())
+        fresh = Frozen(build_encoder(config), copy.deepcopy(self.encoder.preprocess))
         return fresh.requires_grad_(False).eval()
 
 
@@ -120,21 +114,20 @@ def frozen(encoder: Frozen) -> Iterator[dict[str, str]]:
 
 
 def subject(config: dict[str, Any], labelled: bool = True) -> Subject:
-    """What a command's `ckpt`, `data` (default: the data of the run) and `device` name. With `force`, images of
-    another size than in training are taken.
+    """What a command's `ckpt`, `data` (default: the data of the run) and `device` name. With `force`, samples of
+    another shape than in training are taken. Of a set in which some samples have labels, those are taken.
 
-    With `labelled=False` images need no labels, and where there is no test split a tenth of the training images, drawn
-    from seed 0, takes its place.
+    With `labelled=False` samples need no labels, and where there is no test split a tenth of the training samples,
+    drawn from seed 0, takes its place.
     """
     check(config, KEYS)
     device = device_of(config["device"])
     encoder = load_encoder(config["ckpt"], config["encoder_of"])
-    own: dict[str, Any] = encoder.config  # type: ignore[assignment]
     if config.get("data"):
         schema.check(config["data"], "data")
         load = schema.build(config["data"])
     else:
-        load = instantiate_own(own["data"], "data")
+        load = instantiate_own(encoder.config["data"], "data")
     train, test = load(split="train"), load(split="test")
     if test is None:
         if labelled:
@@ -142,22 +135,35 @@ def subject(config: dict[str, Any], labelled: bool = True) -> Subject:
         order = permutation(len(train), seed=0, epoch=0, stream="no test split")
         rest, some = order.tensor_split([len(train) - max(1, len(train) // 10)])
         train, test = train.subset(rest.sort().values), train.subset(some.sort().values)
-    for images, split in ((train, "train"), (test, "test")):
-        if labelled and images.labels is None:
+    train, test = train.labelled(), test.labelled()
+    for samples, split in ((train, "train"), (test, "test")):
+        if labelled and samples.labels is None:
             raise UserError(
-                f"{images.name} has no labels in its {split} split, and a score needs them; "
+                f"{samples.name} has no labels in its {split} split, and a score needs them; "
                 "choose a labelled set by data=..."
             )
-    if train.shape[0] != len(encoder.mean):
-        raise UserError(f"the encoder takes images of {len(encoder.mean)} channels, {train.name} has {train.shape[0]}")
-    seen: Any = getattr(encoder, "image_shape", None)
-    if seen and list(train.shape) != list(seen):
-        text = f"the encoder was trained on images of {_size(seen)} pixels, {train.name} has {_size(train.shape)}"
-        if not config.get("force"):
-            raise UserError(f"{text}: its score would say little; resize them by data.size=..., or use force=true")
-        log.warning("%s", text)
+    check_shape(encoder, train, bool(config.get("force")))
     return Subject(encoder, train, test, device)
 
 
-def _size(shape: Any) -> str:
-    return f"{shape[1]} x {shape[2]}"
+def check_shape(encoder: Frozen, samples: SampleSet, force: bool) -> None:
+    """UserError for samples that the encoder cannot take, and for those of another shape than it was trained on, unless
+    `force`.
+    """
+    first = samples.fetch(torch.arange(1))
+    try:
+        encoder.preprocess(first)
+    except (UserError, RuntimeError, TypeError, AssertionError, KeyError) as error:
+        raise UserError(f"the encoder does not take the samples of {samples.name}: {_first_line(error)}") from error
+    if encoder.shape is not None and encoder.shape != samples.shape:
+        there, here = shape_words(encoder.shape), shape_words(samples.shape)
+        text = f"the encoder was trained on samples of {there}, {samples.name} has samples of {here}"
+        if not force:
+            raise UserError(
+                f"{text}: features would say little; resize them (images: data.size=...), or use force=true"
+            )
+        log.warning("%s", text)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -44,7 +44,7 @@ class Begin:
     `global_batch_size`: samples of a batch over all devices. `shares`: how many of them a device may get; empty if that
     is not known. `even_shares`: whether all devices have as many, in every batch (if not, each `gather` has to ask).
     `view_shapes`: the shape of each view of a sample; empty if not known before the first batch. `mixed`: first views
-    are mixtures of neighbours. `labelled`: all samples have labels. `metered`: somebody logs what `training_step`
+    are mixtures of neighbours. `labelled`: there are samples with labels. `metered`: somebody logs what `training_step`
     returns; if not, the method does. `through(network, views)`: the pass through an encoder while training, which may
     be by compiled code.
     """
@@ -111,7 +111,7 @@ class Method(pl.LightningModule):
         if run.mixed and not self.reads_share:
             raise UserError(f"{type(self).__name__} has no use for mixtures of images; set augment.mix=null")
         if self.reads_labels and not run.labelled:
-            raise UserError(f"{type(self).__name__} learns from labels, and not every training sample has one")
+            raise UserError(f"{type(self).__name__} learns from labels, and the training set has none")
         self._run = run
 
     def outlook(self) -> str:
@@ -206,6 +206,8 @@ class Method(pl.LightningModule):
                 f"the learning rate of {name} falls until the last step, and this trainer has none: give it "
                 "max_epochs=... or max_steps=..."
             )
+        if trainer.train_dataloader is None:  # where max_steps alone ends the run
+            trainer.fit_loop.setup_data()
         size = getattr(trainer.train_dataloader, "batch_size", None)
         if not isinstance(size, int):
             raise UserError(

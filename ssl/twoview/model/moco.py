@@ -99,11 +99,10 @@ class MoCo(Method):
             halves.append(info_nce_contrast(query, key, negatives, self.temperature, excluded, share, chunk=self.chunk))
             keys.append(key)
         loss, accuracy = (torch.stack(values).mean() for values in zip(*halves, strict=True))
-        candidates = (
-            1 + (share is not None) + self.queue.filled()
-        )  # its key, in mixtures the neighbour's, and negatives
+        filled = self.queue.filled()
+        candidates = 1 + (share is not None) + filled  # its key, that of the neighbour in mixtures, and the negatives
         self.queue.add(torch.cat(keys), index.repeat(len(keys)))  # after both halves: no query meets its own key in it
-        return Outcome(loss, {"accuracy": accuracy}, candidates.log())
+        return Outcome(loss, {"accuracy": accuracy, "queue_filled": filled / len(self.queue)}, candidates.log())
 
     @torch.no_grad()
     def keys(self, view: Tensor, index: Tensor) -> Tensor:

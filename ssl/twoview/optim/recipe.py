@@ -146,7 +146,7 @@ def _remembered(optimizer: Optimizer) -> set[str]:
     """The names of what it keeps of each parameter, by a step of a small one."""
     weight = nn.Parameter(torch.zeros(2, 2))
     weight.grad = torch.zeros(2, 2)
-    trial = type(optimizer)([optimizer.param_groups[0] | {"params": [weight]}])
+    trial = type(optimizer)([optimizer.param_groups[0] | {"params": [weight]}])  # type: ignore[call-arg]
     trial.step()
     return set(trial.state[weight])
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from twoview.augment.views import TwoViews
+from twoview.data.demand import moved
+from twoview.data.image.pixels import as_bytes
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 
 CELL, GAP, BLOCK, MARGIN, LINE = 128, 8, 30, 28, 18  # pixels: a picture, between pictures, between blocks, border, text
@@ -17,11 +20,19 @@ DPI = 128  # a power of two: pixels / DPI x DPI are whole pixels again
 INK, PALE, RULE = "#1a1a1a", "#6b6b6b", "#d9d9d9"
 
 
-def positives(views: TwoViews, images: Tensor, index: Tensor, epoch: int) -> list[Tensor]:
-    """Both views of uint8 `images` (B, C, H, W) with their sample numbers (B,), as they are before normalisation:
-    float32 (B, C, H', W') in [0, 1].
+def shown(samples: SampleSet, views: TwoViews, index: Tensor, epoch: int) -> list[Tensor]:
+    """Pictures (B, 3 or 1, H, W) in [0, 1] of samples by their numbers (B,), and of each of their views as the model
+    sees them, mixed where they are. UserError for samples that cannot be drawn.
     """
-    return [(view * views.std + views.mean).clamp(0, 1) for view in views(images, index, epoch)[:2]]
+    if samples.draw is None:
+        raise UserError(f"the samples of {samples.name} cannot be drawn")
+    home = next(views.buffers(), index).device
+    stored, index = moved(samples.fetch(index), home), index.to(home)
+    seen = views.prepared(stored, index, epoch)
+    if views.mix is not None:
+        assert isinstance(seen[0], Tensor)
+        seen[0] = views.mixed((seen[0],), index, epoch)[0][0]
+    return [samples.draw(x).cpu() for x in (stored, *seen)]
 
 
 def fit(images: Tensor, side: int) -> Tensor:
@@ -110,8 +121,8 @@ def _place(axes: Any, x: int, y: int, picture: Picture, side: int) -> None:
     channels = 3 if len(picture.pixels) >= 3 else 1
     pixels = fit(picture.pixels[None, :channels], side)[0].expand(3, -1, -1)  # (3, h, w)
     h, w = pixels.shape[1:]
-    shown = (pixels * 255).round().byte().movedim(0, -1).numpy()
-    axes.imshow(shown, extent=(x, x + w, y + h, y), interpolation="nearest", aspect="auto")
+    levels = as_bytes(pixels).movedim(0, -1).numpy()
+    axes.imshow(levels, extent=(x, x + w, y + h, y), interpolation="nearest", aspect="auto")
 
     def outline(left: float, top: float, width: float, height: float, colour: str, thickness: float) -> None:
         style: dict[str, Any] = {

@@ -1,14 +1,13 @@
 """What a checkpoint holds, how it is written, and how an encoder comes back out of it.
 
 A checkpoint is Lightning's (weights, optimizer, schedule, progress) with one entry more, `twoview`: the resolved
-configuration and the normalisation of the images. It consists of tensors and plain containers, so it loads with
+configuration and what the preprocessing was. It consists of tensors and plain containers, so it loads with
 `weights_only=True` and runs no code, and it rebuilds its own encoder.
 """
 
 import hashlib
 import json
 import logging
-import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -23,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from twoview.cli import schema
+from twoview.data.demand import Shape
+from twoview.data.preprocess import Preprocess
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.run.atomic import whole
@@ -39,6 +40,8 @@ BUILDS = (
     *("twoview.augment.", "twoview.data.", "twoview.encoder.", "twoview.model.", "twoview.optim.recipe."),
     "twoview.train.trainer.make_trainer",
 )  # and monitors, which are callbacks of the trainer
+
+STATE = "preprocess."  # before the names of its tensors
 
 
 EncoderOf = Literal["student", "teacher", "query", "key"]  # the latter two are MoCo's words for the former
@@ -106,27 +109,32 @@ def _is_whole(path: Path) -> bool:
 
 
 def _check_about(about: Mapping[str, Any], path: Path) -> None:
-    config, normalization = about.get("config"), about.get("normalization")
+    config, preprocess = about.get("config"), about.get("preprocess")
     whole = isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in ("encoder", "data"))
-    if not whole or not isinstance(normalization, dict):
+    if not whole or not isinstance(preprocess, dict):
         raise UserError(f"{path} is not a checkpoint of twoview: it lacks the configuration that rebuilds the encoder")
-    shape = about.get("image_shape")
-    if shape is not None and not (isinstance(shape, list | tuple) and all(isinstance(n, int) for n in shape)):
-        raise UserError(f"{path} is damaged: it names {shape!r} as the shape of its images")
-    mean: Any = normalization.get("mean")
-    std: Any = normalization.get("std")
-    numbers = [isinstance(part, list | tuple) and all(isinstance(x, float | int) for x in part) for part in (mean, std)]
-    if not all(numbers) or len(mean) != len(std) or not all(map(math.isfinite, mean)) or not all(x > 0 for x in std):
-        raise UserError(f"{path} is damaged: its normalisation has the mean {mean} and the deviation {std}")
+    if _shape(about.get("shape")) is None:
+        raise UserError(f"{path} is damaged: it names {about.get('shape')!r} as the shape of its samples")
+
+
+def _shape(stored: Any) -> Shape | None:
+    """The shape of a training sample, as `SampleSet.shape` gives it; None for what is none."""
+    if isinstance(stored, dict):
+        parts = {str(name): _shape(part) for name, part in stored.items()}
+        return parts if parts and all(isinstance(part, tuple) for part in parts.values()) else None
+    sizes = isinstance(stored, list | tuple) and all(isinstance(n, int) and n > 0 for n in stored)
+    return tuple(stored) if sizes else None
 
 
 def load_encoder(path: str | Path, encoder_of: EncoderOf = "student") -> Frozen:
-    """The frozen encoder of a run, in eval mode: images (B, C, H, W) in [0, 1] -> h (B, D).
+    """The frozen encoder of a run, in eval mode: samples (B, ...), stored or prepared, -> h (B, D). Of images:
+    uint8, or float in [0, 1].
 
     `path` is a checkpoint, a run folder or an `encoder.safetensors`. The network is rebuilt from the file alone;
     every weight must be there and nothing else. The attribute `encoder` is the plain network, `config` the
-    configuration of the run, `identity` who it is (`twoview.run.identity`). `encoder_of="teacher"` gives the slow copy
-    that BYOL and MoCo keep instead of the encoder that is trained; MoCo's words `key` and `query` mean the same.
+    configuration of the run, `identity` who it is (`twoview.run.identity`), `shape` that of a training sample.
+    `encoder_of="teacher"` gives the slow copy that BYOL and MoCo keep instead of the encoder that is trained; MoCo's
+    words `key` and `query` mean the same.
     """
     if encoder_of not in ENCODERS:
         raise UserError(f"encoder_of must be one of {', '.join(ENCODERS)}, not {encoder_of}")
@@ -134,14 +142,12 @@ def load_encoder(path: str | Path, encoder_of: EncoderOf = "student") -> Frozen:
     prefix = ENCODERS[encoder_of]
     if path.suffix == ".safetensors":
         weights, about = _read_safetensors(path)
+        state = _taken(weights, STATE)
+        weights = {name: value for name, value in weights.items() if not name.startswith(STATE)}
     else:
         checkpoint = read_checkpoint(path)
-        about = checkpoint["twoview"]
-        weights = {
-            name.removeprefix(prefix): value
-            for name, value in checkpoint["state_dict"].items()
-            if name.startswith(prefix)
-        }
+        about, state = checkpoint["twoview"], checkpoint.get("preprocess", {})
+        weights = _taken(checkpoint["state_dict"], prefix)
     if prefix == "teacher." and (path.suffix == ".safetensors" or not weights):
         raise UserError(
             f"{path} holds no teacher: only checkpoints of methods with a slow copy of the encoder (BYOL, MoCo) have "
@@ -154,13 +160,35 @@ def load_encoder(path: str | Path, encoder_of: EncoderOf = "student") -> Frozen:
         raise UserError(
             f"the weights in {path} do not fit the encoder of its configuration: {_first(error)}"
         ) from error
-    frozen = Frozen(encoder, about["normalization"]["mean"], about["normalization"]["std"])
+    frozen = Frozen(encoder, _preprocess(about["preprocess"], state, path))
     frozen.config = about["config"]
     identity = about.get("identity")
-    frozen.identity = identity if isinstance(identity, dict) else {}  # type: ignore[assignment]
-    shape: Any = about.get("image_shape")
-    frozen.image_shape = shape  # (C, H, W) of the training set; files of old lack it
+    frozen.identity = identity if isinstance(identity, dict) else {}
+    frozen.shape = _shape(about["shape"])
     return frozen.requires_grad_(False).eval()
+
+
+def _taken(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The weights whose names begin so, by what follows."""
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _preprocess(described: Mapping[str, Any], state: Any, path: Path) -> Preprocess:
+    """What `Preprocess.describe` told and its tensors, as the module that it was."""
+    refuse_foreign(described)
+    target = described.get("_target_")
+    found = hydra.utils.get_object(target) if isinstance(target, str) else None
+    if not (isinstance(found, type) and issubclass(found, Preprocess)):
+        raise UserError(f"{path} is damaged: it names {target!r} as its preprocessing")
+    try:
+        preprocess: Preprocess = instantiate_own(described, "preprocess")
+        preprocess.load_state_dict(state, strict=True)
+    except (UserError, RuntimeError, TypeError) as error:
+        raise UserError(f"{path} is damaged: its preprocessing is {dict(described)}: {_first(error)}") from error
+    for name, value in [*preprocess.named_parameters(), *preprocess.named_buffers()]:
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{path} is damaged: {name} of its preprocessing is not finite")
+    return preprocess
 
 
 def load_projector(path: str | Path) -> nn.Module | None:
@@ -189,9 +217,9 @@ def load_projector(path: str | Path) -> nn.Module | None:
     return projector.requires_grad_(False).eval()
 
 
-def _first(error: RuntimeError) -> str:
+def _first(error: Exception) -> str:
     """Of torch's list of what does not fit, one to a line."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
     more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
     return lines[min(1, len(lines) - 1)] + more
 
@@ -251,11 +279,12 @@ def _is_own(target: Any) -> bool:
     return public and f"{module}.{name}".startswith(BUILDS)
 
 
-def save_encoder(encoder: nn.Module, about: Mapping[str, Any], path: Path) -> None:
-    """Writes `encoder.safetensors`: the weights under the network's own keys, and in the metadata what rebuilds it and
-    a checksum over both.
+def save_encoder(encoder: nn.Module, preprocess: Preprocess, about: Mapping[str, Any], path: Path) -> None:
+    """Writes `encoder.safetensors`: the weights under the network's own keys, the tensors of the preprocessing, and in
+    the metadata what rebuilds both and a checksum over all of it.
     """
-    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    tensors = encoder.state_dict() | {STATE + name: value for name, value in preprocess.state_dict().items()}
+    weights = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     text = json.dumps(dict(about))
     with whole(path) as part:
         save_file(weights, part, metadata={"twoview": text, "sha256": _checksum(weights, text)})
@@ -285,8 +314,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
         raise UserError(
             f"{path} was not written by twoview: its metadata lack the configuration that rebuilds the encoder"
         )
-    # Files of old have no checksum, and nothing but `twoview`: one whose name is damaged is none of them.
-    if metadata.keys() != {"twoview"} and metadata.get("sha256") != _checksum(weights, text):
+    if metadata.get("sha256") != _checksum(weights, text):
         raise Damaged(
             f"{path} is damaged: its checksum is wrong; use last.ckpt of the run, or export it again from that"
         )

@@ -4,13 +4,12 @@ import functools
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twoview.data.image.decode import Encoded
+from twoview.data.demand import OnDemand
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
 
@@ -22,6 +21,7 @@ LEFT_OUT = {
     "debug",
     "resume",
     "allow_changes",
+    "budget",  # its epochs count
     "data.root",
     "data.unverified",
     "log_every_steps",
@@ -54,9 +54,9 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
     A field counts unless it is in `LEFT_OUT`, so a new one counts by itself. Left out, and why:
 
-    - `name`, `debug`, `resume`, `allow_changes`, `log_every_steps`: what a run is called, how it was started and what
-      it shows. `data.root` is a path, and `data.unverified` leave to read what lies there: the digest of the data
-      stands for that.
+    - `name`, `debug`, `resume`, `allow_changes`, `budget`, `log_every_steps`: what a run is called, how it was started
+      and what it shows. `data.root` is a path, and `data.unverified` leave to read what lies there: the digest of the
+      data stands for that.
     - `checkpoint`, `trainer.max_time`, `every_epochs` of the monitors: when something is saved or measured. What the
       monitors measure counts (`knn.k`, ...): their numbers are part of the result.
     - `channels_last`, `compile`, `augment.compile`, `loss.chunk`, `model.chunk`, `loader.num_workers`, and of the
@@ -76,8 +76,12 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a configuration that change the result, with dotted keys."""
     fields = {key: value for key, value in flat(config).items() if not _left_out(key)}
     augment = config.get("augment")
-    ops = augment.get("ops") if isinstance(augment, Mapping) else None
-    return fields | ({"augment.ops": list(ops)} if isinstance(ops, Mapping) and ops else {})
+    if not isinstance(augment, Mapping):
+        return fields
+    orders = {"augment.ops": augment.get("ops")}
+    groups = augment["views"] if isinstance(augment.get("views"), list) else []
+    orders |= {f"augment.views.{n}.ops": group.get("ops") for n, group in enumerate(groups)}
+    return fields | {key: list(ops) for key, ops in orders.items() if isinstance(ops, Mapping) and ops}
 
 
 def _left_out(key: str) -> bool:
@@ -93,21 +97,16 @@ def flat(config: Any, path: str = "") -> dict[str, Any]:
     }
 
 
-def data_digest(images: SampleSet) -> str:
-    """12 hex digits over pixels and labels; of images that are decoded on demand, over their names and sizes as files.
+def data_digest(samples: SampleSet) -> str:
+    """12 hex digits over samples and labels; of samples that are decoded on demand, over what tells them apart without
+    decoding: names and sizes of their files.
 
     Where the files lie does not enter.
     """
-    if not isinstance(images.samples, Encoded):
-        return images.digest()[:12]
-    sources = images.samples.sources
-    common = os.path.commonpath([os.path.dirname(str(source)) for source in sources])
-    files = [
-        (os.path.relpath(str(source), common), source.stat().st_size if isinstance(source, Path) else len(source.data))
-        for source in sources
-    ]
-    labels = None if images.labels is None else images.labels.tolist()
-    return _short([list(images.shape), images.samples.size, files, labels])
+    if not isinstance(samples.samples, OnDemand):
+        return samples.digest()[:12]
+    labels = None if samples.labels is None else samples.labels.tolist()
+    return _short([samples.shape, samples.samples.stamp(), labels])
 
 
 @functools.cache  # what a process runs is what it found at its start

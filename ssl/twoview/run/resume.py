@@ -16,7 +16,7 @@ from twoview.run.saving import kept
 
 log = logging.getLogger(__name__)
 
-STARTS = ("resume", "allow_changes", "debug")  # keys of a start, not of the run: no checkpoint stores them
+STARTS = ("resume", "allow_changes", "debug", "budget")  # keys of a start, not of the run: no checkpoint stores them
 
 
 def source(resume: str | None, run_dir: Path) -> tuple[Path | None, dict[str, Any] | None]:

@@ -1,6 +1,7 @@
 """When a run saves its state, and how: whole files, the last few of them kept, by one process in one folder."""
 
 import itertools
+import json
 import logging
 import os
 import re
@@ -18,6 +19,8 @@ import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from twoview.data.demand import Shape
+from twoview.data.preprocess import Preprocess
 from twoview.errors import UserError
 from twoview.run.atomic import replace_durably
 
@@ -103,8 +106,8 @@ class Checkpoints(pl.Callback):
     def __init__(
         self,
         config: dict[str, Any],
-        normalization: Mapping[str, tuple[float, ...]],
-        image_shape: tuple[int, ...],
+        preprocess: Preprocess,
+        shape: Shape,
         every_epochs: int = 1,
         every_minutes: float | None = None,
         keep: int = 2,
@@ -117,8 +120,7 @@ class Checkpoints(pl.Callback):
         if keep < 1:
             raise UserError(f"checkpoint.keep must be at least 1, not {keep}")
         self.config = config
-        self.normalization = {name: list(values) for name, values in normalization.items()}
-        self.image_shape = list(image_shape)
+        self.preprocess, self.shape = preprocess, shape
         self.every_epochs = every_epochs
         self.every_seconds = float("inf") if every_minutes is None else 60 * every_minutes
         self.keep = keep
@@ -223,10 +225,19 @@ class Checkpoints(pl.Callback):
                     "saved. Try a third of optimizer.lr_per_256, or trainer.gradient_clip_val=1. The checkpoint before "
                     "it stays"
                 )
-        about = {"format": FORMAT, "config": self.config, "normalization": self.normalization}
-        about |= {"image_shape": self.image_shape, "identity": self.identity}
-        checkpoint["twoview"] = about | {"steps_per_epoch": int(trainer.num_training_batches)}
+        checkpoint["twoview"] = self.about() | {"steps_per_epoch": int(trainer.num_training_batches)}
+        checkpoint["preprocess"] = self.preprocess.state_dict()
         checkpoint["random"] = _of_all(trainer, random_state(pl_module.device))
+
+    def about(self) -> dict[str, Any]:
+        """What rebuilds the encoder from its weights, and who the run is: plain containers."""
+        return {
+            "format": FORMAT,
+            "config": self.config,
+            "preprocess": self.preprocess.describe(),
+            "shape": json.loads(json.dumps(self.shape)),  # lists, wherever it is read from
+            "identity": self.identity,
+        }
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -11,6 +11,7 @@ from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
 from twoview.augment.image.photometric import ColorJitter, GaussianBlur, Grayscale
 from twoview.augment.views import TwoViews
 from twoview.data.batches import Batch
+from twoview.data.image.pixels import Pixels
 from twoview.losses.contrastive import info_nce_contrast, nt_xent_contrast
 from twoview.model.base import Method
 from twoview.model.mocov3 import MoCoV3
@@ -107,7 +108,7 @@ def _views(device: torch.device) -> tuple[TwoViews, Tensor, Tensor]:
         "blur": GaussianBlur(),
     }
     images = torch.randint(256, (64, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    views = TwoViews(ops, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), compile=False).to(device)
+    views = TwoViews(ops, Pixels((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), compile=False).to(device)
     return views, images.to(device), torch.arange(64, device=device) * 701
 
 

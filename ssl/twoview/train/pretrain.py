@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -21,16 +22,19 @@ from twoview.cli import schema
 from twoview.cli.entry import output_dir, overrides, plain
 from twoview.cli.program import spelled
 from twoview.data.batches import TwoViewDataModule
+from twoview.data.demand import shape_words
+from twoview.data.preprocess import Preprocess
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.model.base import Begin, Method
 from twoview.report.words import clock
 from twoview.run.atomic import write_text
-from twoview.run.checkpoint import save_encoder
+from twoview.run.checkpoint import STATE, save_encoder
 from twoview.run.identity import Identity, code_digest, config_hash, data_digest, follow
 from twoview.run.provenance import commit, machine, versions
 from twoview.run.resume import STARTS, refuse_misfit, refuse_other_steps, resumed, source
-from twoview.run.saving import FORMAT, Checkpoints, Interrupted, held
+from twoview.run.saving import Checkpoints, Interrupted, held
+from twoview.train.budget import TrialStopped, epochs_within
 from twoview.train.compiled import Compiler
 from twoview.watch.bar import ProgressBar
 from twoview.watch.doctor import parting_words
@@ -48,6 +52,7 @@ KEYS = {
     "name": str,
     "seed": int,
     "epochs": int,
+    "budget": float | None,
     "batch_size": int,
     "log_every_steps": int,
     "debug": bool,
@@ -67,12 +72,25 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
 
     Raises UserError for whatever the user can mend, before anything is written where that is possible.
     """
+    began = time.monotonic()
     check(config)
+    if config.get("budget") is not None:
+        config = config | {"epochs": _epochs_within(config, run_dir, began), "budget": None}
     if getattr(rank_zero_only, "rank", 0):  # the first of several processes holds the folder for all
         return _run(config, run_dir)
     with held(run_dir):
         _check_places(run_dir)
         return _run(config, run_dir)
+
+
+def _epochs_within(config: dict[str, Any], run_dir: Path, began: float) -> int:
+    """What `budget` comes to: of a run that goes on, the epochs that it has already."""
+    _, checkpoint = source(config["resume"], run_dir)
+    if checkpoint is None:
+        return epochs_within(config["budget"], config, run, began)
+    epochs = int(checkpoint["twoview"]["config"]["epochs"])
+    log.info("budget=%g chose the epochs when the run began: %d", config["budget"], epochs)
+    return epochs
 
 
 def _check_places(run_dir: Path) -> None:
@@ -98,7 +116,7 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
 
     load = schema.build(config["data"])
     train: SampleSet = load(split="train")
-    views: TwoViews = schema.build(config["augment"], mean=train.mean, std=train.std, seed=config["seed"])
+    views: TwoViews = schema.build(config["augment"], preprocess=train.preprocess, seed=config["seed"])
     data: TwoViewDataModule = schema.build(config["loader"], train=train, views=views)
     encoder = schema.build(config["encoder"])
     shapes = _check_fit(encoder, views, train)
@@ -107,7 +125,6 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     model: Method = schema.build(config["model"], encoder=encoder, optimizer=schema.build(config["optimizer"]))
     model.recipe.build(model, config["batch_size"], steps=1, epochs=config["epochs"])  # what it refuses is said now
 
-    normalization = {"mean": train.mean, "std": train.std}
     meter = Meter(config["log_every_steps"])
     knn = _knn(config, load, train, meter)
     quality = schema.build(config["quality"], meter=meter) if config.get("quality") else None
@@ -115,7 +132,7 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     if "fresh_queue" in stored["model"]:
         stored["model"] = stored["model"] | {"fresh_queue": False}  # a wish for this start, not for later ones
     checkpoints: Checkpoints = schema.build(
-        config["checkpoint"], config=stored, normalization=normalization, image_shape=train.shape
+        config["checkpoint"], config=stored, preprocess=train.preprocess, shape=train.shape
     )
     trainer: pl.Trainer = schema.build(
         config["trainer"],
@@ -138,7 +155,7 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
             even_shares=data.drop_last,
             view_shapes=shapes,
             mixed=views.mix is not None,
-            labelled=train.labels is not None and bool((train.labels >= 0).all()),
+            labelled=train.labels is not None and bool((train.labels >= 0).any()),
             metered=True,
             through=through,
         )
@@ -164,17 +181,10 @@ def _run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         log.info("stopped (%s) and saved. To go on:  %s", stopped.reason, resume)
     finally:
         checkpoints.release_signals()
-    about = {
-        "format": FORMAT,
-        "config": stored,
-        "normalization": {name: torch.tensor(values).tolist() for name, values in normalization.items()},  # as exported
-        "image_shape": list(train.shape),
-        "identity": checkpoints.identity,
-    }
     summary = summarise(config, trainer, meter, knn, stopped) | {"identity": checkpoints.identity}
     if trainer.is_global_zero:
         summary["doctor"] = parting_words(run_dir, stored)
-        save_encoder(model.encoder, about, run_dir / "encoder.safetensors")
+        save_encoder(model.encoder, train.preprocess, checkpoints.about(), run_dir / "encoder.safetensors")
         write_text(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -206,7 +216,7 @@ def check(config: dict[str, Any]) -> None:
         raise UserError(f"seed={config['seed']} must lie in [0, 2^32)")
     schema.check(config)
     schema.build(
-        config["augment"], mean=(0.0,), std=(1.0,)
+        config["augment"], preprocess=Preprocess()
     )  # its ranges are checked before data are loaded, or downloaded
     schema.build(config["optimizer"])
 
@@ -230,25 +240,29 @@ class _TensorBoard(TensorBoardLogger):
 
 
 def _check_fit(encoder: torch.nn.Module, views: TwoViews, train: SampleSet) -> tuple[tuple[int, ...], ...]:
-    """Sends a view of the first image through the encoder, so that what does not fit is said before the first step.
+    """Sends views of the first sample through the encoder, so that what does not fit is said before the first step.
     Returns the shapes of its views.
     """
     first = torch.arange(1)
-    made = views(train.fetch(first), first, epoch=0)[:2]
-    view = made[0]
-    try:
-        with torch.no_grad():
-            h = encoder.eval()(view)
-    except RuntimeError as error:
+    made = views(train.fetch(first), first, epoch=0)
+    for shape, view in {tuple(view.shape[1:]): view for view in made}.items():
+        try:
+            with torch.no_grad():
+                h = encoder.eval()(view)
+        except RuntimeError as error:
+            raise UserError(
+                f"the encoder does not fit {train.name}, whose views have the shape {shape}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        finally:
+            encoder.train()
+        if h.shape != (1, encoder.dim):
+            raise UserError(f"the encoder gives {tuple(h.shape)} for one sample, but its `dim` is {encoder.dim}")
+    if any(name.startswith(STATE) for name in encoder.state_dict()):
         raise UserError(
-            f"the encoder does not fit {train.name}, whose views have the shape {tuple(view.shape[1:])}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    finally:
-        encoder.train()
-    if h.shape != (1, encoder.dim):
-        raise UserError(f"the encoder gives {tuple(h.shape)} for one image, but its `dim` is {encoder.dim}")
-    return tuple(tuple(v.shape[1:]) for v in made)
+            "a part of the encoder is called preprocess, which is what stands before it: give it another name"
+        )
+    return tuple(tuple(view.shape[1:]) for view in made)
 
 
 def _knn(config: dict[str, Any], load: Any, train: SampleSet, meter: Meter) -> KNNMonitor | None:
@@ -258,7 +272,7 @@ def _knn(config: dict[str, Any], load: Any, train: SampleSet, meter: Meter) -> K
     if train.labels is None or test is None or test.labels is None:
         log.info("no kNN while training: %s has no labelled train and test split", train.name)
         return None
-    monitor: KNNMonitor = schema.build(config["knn"], train=train, test=test, meter=meter)
+    monitor: KNNMonitor = schema.build(config["knn"], train=train.labelled(), test=test.labelled(), meter=meter)
     return monitor
 
 
@@ -296,11 +310,10 @@ def brief(
     )
     steps, outlook = data.batches_per_epoch * config["epochs"], model.outlook()
     rule = {"linear": f"x {batch}/256", "sqrt": f"x sqrt({batch}/256)", "none": "as it is"}[recipe.lr_scaling]
-    shape = "x".join(map(str, data.train.shape[1:]))
     schedule = f"lr {recipe.lr(batch):.4g} = {recipe.lr_per_256:g} {rule} ({recipe.lr_scaling})"
     return [
         f"{type(model).__name__} with {encoder} ({parameters:.2f} M parameters, h of {model.encoder.dim}) "
-        f"on {data.train.name} ({len(data.train):,} images of {shape})",
+        f"on {data.train.name} ({len(data.train):,} samples of {shape_words(data.train.shape)})",
         f"batch {batch}{share} on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, "
         f"{trainer.precision}; {schedule}, warm-up {recipe.warmup_epochs:g} epochs, cosine",
         "; ".join(filter(None, (f"{steps:,} steps in {config['epochs']} epochs of {data.batches_per_epoch}", outlook))),
@@ -321,6 +334,7 @@ def summarise(
         "status": f"stopped: {stopped.reason}" if stopped else "finished",
         "epochs": trainer.global_step / max(1, trainer.num_training_batches),
         "steps": trainer.global_step,
+        "samples": len(trainer.datamodule.train),  # type: ignore[attr-defined]
         "loss": meter.latest.get("loss"),
         "chance_loss": meter.latest.get("chance_loss"),
         "numbers": {name: meter.latest[name] for name in meter.numbers if name in meter.latest},
@@ -337,6 +351,7 @@ def summarise(
         },
         "training_seconds": round(meter.seconds, 2),
         "training_time": clock(meter.seconds),
+        "evaluation_seconds": round(meter.evaluating, 2),
         "images_per_second": trainer.global_step * config["batch_size"] / meter.seconds if meter.seconds else None,
         "waiting": meter.waited / meter.seconds if meter.seconds else None,
         "seed": config["seed"],
@@ -356,6 +371,9 @@ def main(composed: DictConfig) -> int:
         elif config["resume"] and isinstance(config["resume"], str):
             config, run_dir = resumed(composed, overrides())
         summary = run(config, run_dir)
+    except TrialStopped as stop:
+        log.info("%s, before the run began", stop)
+        return EXIT_CODES.get(str(stop), 1)
     finally:
         _remove_if_empty(output_dir())
     _say_goodbye(summary, run_dir)

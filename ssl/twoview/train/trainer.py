@@ -47,12 +47,11 @@ def make_trainer(
     if gradient_clip_val is not None and not 0 < gradient_clip_val < math.inf:
         raise UserError(f"trainer.gradient_clip_val must be positive and finite, or null, not {gradient_clip_val}")
     checkpoints.max_seconds = None if max_time is None else seconds(max_time)
-    if accelerator == "auto":
-        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(
-            "trainer.accelerator=gpu, but torch finds no GPU on this machine; use trainer=cpu or trainer=auto"
-        )
+    accelerator = found_accelerator(accelerator)
+    if accelerator == "mps":
+        if str(precision).startswith("64"):
+            raise UserError(f"trainer.precision={precision}: Apple's GPUs have no float64; use trainer=cpu, or 32-true")
+        log.info("on an Apple GPU: views, kNN and quality are computed on the CPU, since they need float64")
     if accelerator == "cpu":
         keep_memory()
         if devices == "auto":
@@ -89,6 +88,24 @@ def make_trainer(
         )
     except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(f"trainer: {error}") from error
+
+
+def found_accelerator(asked: str) -> str:
+    """The accelerator for what was asked for: `auto` and `gpu` are CUDA's GPUs, else Apple's ("mps"); `auto` is the CPU
+    where there is neither. UserError for one that torch does not find.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if asked in ("auto", "gpu") and (cuda or mps):
+        return "gpu" if cuda else "mps"
+    if asked in ("gpu", "cuda") and not cuda:
+        raise UserError(
+            f"trainer.accelerator={asked}, but torch finds no GPU on this machine; use trainer=cpu or trainer=auto"
+        )
+    if asked == "mps" and not mps:
+        raise UserError(
+            "trainer.accelerator=mps, but torch finds no Apple GPU on this machine; use trainer=cpu or trainer=auto"
+        )
+    return "cpu" if asked == "auto" else asked
 
 
 class GlobalBatchStatistics(LayerSync):

@@ -1,6 +1,7 @@
 """What a run shows while it trains: one bar over all its steps on a terminal, a line per epoch elsewhere."""
 
 import logging
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -17,7 +18,8 @@ from twoview.watch.meter import Meter
 log = logging.getLogger(__name__)
 
 HOUR = 3600.0
-WARM_STEPS = 10  # steps that are left out of the projected time: they allocate, compile and fill caches
+WARM_STEPS = 10  # steps at most that are left out of the projected time: they allocate, compile and fill caches
+SOON = 9.0  # seconds from the end of the first step to the word on the time that the run will take
 
 
 class ProgressBar(pl.Callback):
@@ -26,11 +28,12 @@ class ProgressBar(pl.Callback):
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
         self._bar: Progress | None = None
-        self._warned = False
+        self._timer: threading.Timer | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._first_step = self._start_step = trainer.global_step
-        self._start_time = time.monotonic()
+        self._first_step = trainer.global_step
+        self._ends = [time.monotonic()]  # of the steps before the first, of the first, ... of the last warm one
+        self._newest = self._ends[0]
         if trainer.is_global_zero and get_console().is_terminal:
             columns: tuple[ProgressColumn, ...] = (
                 TextColumn("{task.description}"),
@@ -47,9 +50,13 @@ class ProgressBar(pl.Callback):
             self._bar.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
-        done = trainer.global_step - self._first_step
-        if done == WARM_STEPS:
-            self._start_step, self._start_time = trainer.global_step, time.monotonic()
+        self._newest = time.monotonic()
+        if len(self._ends) <= WARM_STEPS:
+            self._ends.append(self._newest)
+        if self._timer is None and trainer.is_global_zero:  # a clock of its own: the second step may take minutes
+            self._timer = threading.Timer(SOON, self._say_how_long, (trainer, pl_module))
+            self._timer.daemon = True
+            self._timer.start()
         if self._bar is not None:
             self._bar.update(
                 self._task,
@@ -57,14 +64,15 @@ class ProgressBar(pl.Callback):
                 description=self._epoch(trainer),
                 text=self._text(trainer),
             )
-        if done == 3 * WARM_STEPS and not self._warned:
-            self._warned = True
-            left = self.seconds_left(trainer)
-            if left > HOUR and pl_module.device.type == "cpu" and trainer.is_global_zero:
-                log.warning(
-                    "on this CPU the run will take about %s; experiment=cifar10_cpu takes 15 minutes on 2 cores",
-                    clock(left),
-                )
+
+    def _say_how_long(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        left = self.seconds_left(trainer)
+        log.info("the run will take about %s, and its evaluations", clock(left))
+        if left > HOUR and pl_module.device.type == "cpu":
+            log.warning(
+                "that is long for a CPU: budget=60 takes as many epochs as fit into an hour, and "
+                "experiment=cifar10_cpu has a small network made for CPUs"
+            )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._bar is None and trainer.is_global_zero:
@@ -77,15 +85,22 @@ class ProgressBar(pl.Callback):
         self._stop()
 
     def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def seconds_left(self, trainer: pl.Trainer) -> float:
-        """From the mean time per step so far, evaluations included."""
-        done = trainer.global_step - self._start_step
+        """From the mean time per step so far, evaluations included, without the first half of the steps, of which
+        `WARM_STEPS` at most.
+        """
+        done = trainer.global_step - self._first_step
+        if not done:
+            return float("inf")
+        warm = min(WARM_STEPS, done // 2)
         left = trainer.estimated_stepping_batches - trainer.global_step
-        return left * (time.monotonic() - self._start_time) / done if done else float("inf")
+        return left * (self._newest - self._ends[warm]) / (done - warm)
 
     def _epoch(self, trainer: pl.Trainer) -> str:
         return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
@@ -95,7 +110,7 @@ class ProgressBar(pl.Callback):
         parts = []
         if "loss" in m:
             parts.append(f"loss {m['loss']:.3f}" + (f" (chance {m['chance_loss']:.2f})" if "chance_loss" in m else ""))
-        told = [name for name in self.meter.numbers if name in m]
+        told = [name for name in self.meter.numbers[:2] if name in m]  # what the method names first
         parts += [f"acc {m[name]:.1%}" if name == "accuracy" else f"{name} {m[name]:.3g}" for name in told]
         if "knn" in m:
             parts.append(f"kNN {m['knn']:.1%}")

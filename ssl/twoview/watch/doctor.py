@@ -5,7 +5,7 @@ What there is to find stands in `twoview.watch.illnesses`.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,17 @@ from twoview.cli import schema
 from twoview.cli.entry import plain
 from twoview.errors import UserError
 from twoview.run.folder import CONFIG, METRICS, read_metrics
-from twoview.watch import illnesses as ill
-from twoview.watch.illnesses import Case, Finding
+from twoview.watch.illnesses import OF_LEARNING, OTHERS, Case, Finding, Illness
 
 log = logging.getLogger(__name__)
 
-HEALTHY, TOO_EARLY = "healthy", "too early to judge"
-SHOWN = {"accuracy": "contrastive accuracy", "knn": "kNN", "waiting": "waiting for data"}
+HEALTHY, TOO_EARLY, UNKNOWN = "healthy", "too early to judge", "cannot be judged"
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The gravest finding's name, "healthy" or "too early to judge"; all findings, the gravest first; the state in a
-    line.
+    """The gravest finding's name, "healthy", "too early to judge" or "cannot be judged"; all findings, the gravest
+    first; the state in a line.
     """
 
     verdict: str
@@ -38,8 +36,8 @@ class Diagnosis:
 
     @property
     def code(self) -> int:
-        """The command's exit code: 0 healthy, 2 ill, 3 too early to judge (1 is an error)."""
-        return {HEALTHY: 0, TOO_EARLY: 3}.get(self.verdict, 2)
+        """The command's exit code: 0 healthy, 2 ill, 3 not judged (1 is an error)."""
+        return {HEALTHY: 0, TOO_EARLY: 3, UNKNOWN: 3}.get(self.verdict, 2)
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -68,27 +66,40 @@ class Diagnosis:
 
 
 def examine(rows: Sequence[Mapping[str, float]], config: Mapping[str, Any] | None = None) -> Diagnosis:
-    """The verdict on a run from the rows of its `metrics.csv` and its configuration (what needs it is not judged
-    without).
+    """The verdict on a run from the rows of its `metrics.csv` and its configuration. What needs more than they tell is
+    not judged; a loss without a chance level that no spread was measured beside proves nothing, good or bad.
     """
     case = Case(rows, config or {})
-    of_the_loss = (
-        (ill.not_finite,)
-        if case.too_early
-        else (ill.not_finite, ill.too_fast, ill.collapse, ill.chance_level, ill.narrow)
-    )
-    others = (ill.queue, ill.input_bound) if case.too_early else (ill.shortcut, ill.queue, ill.input_bound)
-    found = [finding for check in of_the_loss if (finding := check(case))][:1]  # the first explains the others
-    found += [finding for check in others if (finding := check(case))]
-    verdict = found[0].name if found else TOO_EARLY if case.too_early else HEALTHY
+    found = [*list(_found(case, OF_LEARNING))[:1], *_found(case, OTHERS)]
+    if found:
+        verdict = found[0].name
+    elif case.too_early:
+        verdict = TOO_EARLY
+    else:
+        verdict = HEALTHY if case.has("chance") or case.has("spread") else UNKNOWN
     return Diagnosis(verdict, tuple(found), _state(case))
+
+
+def _found(case: Case, illnesses: Sequence[Illness]) -> Iterator[Finding]:
+    for illness in illnesses:
+        looked_for = (illness.early or not case.too_early) and all(map(case.has, illness.needs))
+        if looked_for and (finding := illness.look(case)):
+            yield finding
 
 
 def _state(case: Case) -> str:
     parts = [f"{case.steps:,} steps"]
-    if case.ratios:
-        parts.append(f"loss at {case.ratios[-1]:.0%} of chance level")
-    parts += [f"{words} {case.curve(name)[-1]:.0%}" for name, words in SHOWN.items() if case.curve(name)]
+    if case.has("chance"):
+        parts.append(f"loss at {case.last:.0%} of chance level")
+    elif case.has("loss"):
+        parts.append(f"loss {case.curve('loss')[-1]:.3g}")
+    if case.has("accuracy"):
+        parts.append(f"contrastive accuracy {case.curve('accuracy')[-1]:.0%}")
+    elif case.has("spread"):
+        parts.append(f"spread {case.spread[1][-1]:.2f}")
+    for name, words in {"knn": "kNN", "waiting": "waiting for data"}.items():
+        if case.has(name):
+            parts.append(f"{words} {case.curve(name)[-1]:.0%}")
     return ", ".join(parts)
 
 

@@ -1,12 +1,15 @@
 """The illnesses of a run: each is a function that looks at its curves and its configuration for the signs.
 
+What an illness needs to be judged (a chance level, a spread, a queue) stands beside it in `OF_LEARNING` and `OTHERS`;
+where a run lacks it, as a method without negatives lacks a chance level, the illness is not looked for.
+
 Every limit is a closed form or leaves a wide margin to the runs in `benchmarks/results`, which are healthy: their loss
 is at 87 % of chance level or below at the first reading and at 37 to 51 % at the end; medians of three readings never
 rise by more than 0.3 % of it; and their contrastive accuracy is 24 to 48 % after an epoch and 81 % at most.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -17,6 +20,7 @@ FEWEST_STEPS = 50  # by then every healthy run is at 72 % of chance level or bel
 STUCK = 0.95  # of chance level. Stuck losses in reports of other projects stand within 0.1 % of it
 RISE = 0.03  # of chance level, from the lowest: ten times the largest of healthy runs
 SPREAD = 0.1  # std of unit features times sqrt(D); its square is 1 - the mean cosine of two images: 0.99 here
+SPREADS = ("z_std", "spread", "h_std")  # the curves of that: measured on z, told by the method, measured on h
 NARROW = 0.1  # effective rank as a share of the dimension; healthy z have 33 to 52 % (43 to 66 of 128)
 BOTTLENECK = 0.2  # rank of z as a share of that of h; healthy ones have 27 to 35 %
 SHRUNK = 0.5  # rank as a share of that at the first reading; in healthy runs it triples
@@ -80,8 +84,8 @@ class Case:
     @cached_property
     def ratios(self) -> list[float]:
         """The loss in units of its chance level at that time: log(2B - 1) of SimCLR, log(1 + keys in the queue) of
-        MoCo. While the queue fills, the loss rises and this does not. Medians of three readings, since one may be that
-        of a single batch.
+        MoCo; empty for methods that have none. While the queue fills, the loss rises and this does not. Medians of
+        three readings, since one may be that of a single batch.
         """
         ratios = [row["loss"] / row["chance_loss"] for row in self.rows if row.get("chance_loss", 0) > 0]
         return [median(ratios[max(0, i - 2) : i + 1]) for i in range(min(2, max(0, len(ratios) - 1)), len(ratios))]
@@ -100,7 +104,16 @@ class Case:
     @cached_property
     def too_early(self) -> bool:
         epochs = max(row["epoch"] for row in self.rows)
-        return self.steps < FEWEST_STEPS or epochs <= self.get("optimizer.warmup_epochs", 0) or not self.ratios
+        return self.steps < FEWEST_STEPS or epochs <= self.get("optimizer.warmup_epochs", 0)
+
+    @cached_property
+    def spread(self) -> tuple[str, list[float]]:
+        """How far features are from being one point, and where that was measured; the best curve that there is."""
+        return next(((name, curve) for name in SPREADS if (curve := self.curve(name))), ("", []))
+
+    def has(self, need: str) -> bool:
+        """Whether the run tells what an illness needs: `chance`, `spread`, or the name of a curve."""
+        return bool({"chance": self.ratios, "spread": self.spread[1]}.get(need) or self.curve(need))
 
 
 def not_finite(case: Case) -> Finding | None:
@@ -132,27 +145,28 @@ def too_fast(case: Case) -> Finding | None:
 
 
 def collapse(case: Case) -> Finding | None:
-    std = case.curve("z_std")
-    if not std or not std[-1] < SPREAD:  # NaN is no collapse
+    """All samples have become one point, which no loss without negatives tells."""
+    name, spread = case.spread
+    if not spread[-1] < SPREAD:  # NaN is no collapse
         return None
-    proofs = (
-        Evidence("std of unit z x sqrt(dimension)", std[-1], f"{SPREAD} at least", "0.99 in health"),
-        Evidence("mean cosine of two images", 1 - std[-1] ** 2, "0.99 at most", "1 - the square of that"),
-        Evidence("loss / chance level", case.last, "1: nothing is told apart", "closed form"),
-    )
-    return Finding("complete collapse", proofs, *_why_nothing_is_learnt(case))
+    where = {"z_std": "z", "spread": "the method's targets", "h_std": "h"}[name]
+    proofs = [
+        Evidence(f"std of unit {where} x sqrt(dimension)", spread[-1], f"{SPREAD} at least", "0.99 in health"),
+        Evidence("mean cosine of two images", 1 - spread[-1] ** 2, "0.99 at most", "1 - the square of that"),
+    ]
+    if case.has("chance"):
+        proofs.append(Evidence("loss / chance level", case.last, "1: nothing is told apart", "closed form"))
+    return Finding("complete collapse", tuple(proofs), *_why_nothing_is_learnt(case))
 
 
 def chance_level(case: Case) -> Finding | None:
     if case.last <= STUCK:
         return None
-    candidates = Evidence(
-        "contrastive accuracy",
-        case.curve("accuracy")[-1],
-        f"{math.exp(-case.curve('chance_loss')[-1]):.2g} by guessing",
-        "1 / candidates",
-    )
-    return Finding("loss at chance level", (_stuck(case), candidates), *_why_nothing_is_learnt(case))
+    proofs = [_stuck(case)]
+    if case.has("accuracy"):
+        accuracy = case.curve("accuracy")[-1]
+        proofs.append(Evidence("contrastive accuracy", accuracy, "1 / candidates by guessing", "closed form"))
+    return Finding("loss at chance level", tuple(proofs), *_why_nothing_is_learnt(case))
 
 
 def _stuck(case: Case) -> Evidence:
@@ -174,6 +188,9 @@ def _why_nothing_is_learnt(case: Case) -> tuple[str, str]:
         return "the learning rate is so low that nothing moves", f"optimizer.lr_per_256={usual:g}"
     if factor is not None and factor > LR_RANGE[1]:
         return "too high a learning rate", _lower_lr(case)
+    if not case.has("chance"):
+        cause = "one point for all samples satisfies a loss without negatives; nothing kept the network from it"
+        return cause, f"{_lower_lr(case)}, less optimizer.weight_decay, model.projector.norm=batch"
     return (
         "the two views of an image have nothing in common, or the network ignores its input",
         "look at views.png: both rows must show the same images; then a milder policy (augment.strength=0.5)",
@@ -191,7 +208,7 @@ def narrow(case: Case) -> Finding | None:
     """Features that differ, but along a few directions only."""
     z, h = case.curve("z_effective_rank"), case.curve("h_effective_rank")
     dim = min(case.get("model.projector.out_dim", 0), case.get("quality.images", 0))  # no rank is above either
-    if z and h and z[-1] < NARROW * dim and (z[-1] < BOTTLENECK * h[-1] or z[-1] < SHRUNK * z[0]):
+    if z and z[-1] < NARROW * dim and (z[-1] < BOTTLENECK * h[-1] or z[-1] < SHRUNK * z[0]):
         proofs = (
             Evidence("effective rank of z / dimension", z[-1] / dim, f"{NARROW} at least", "0.33 to 0.52 in health"),
             Evidence("effective rank of z", z[-1], f"{z[0]:.3g} at the first reading", "the same run"),
@@ -244,15 +261,12 @@ def _lacks(case: Case) -> list[str]:
 
 
 def queue(case: Case) -> Finding | None:
-    size, chance = case.get("model.queue_size"), case.curve("chance_loss")
-    if not size or not chance:
+    size, filled = case.get("model.queue_size", 0), case.curve("queue_filled")[-1]  # the mean over the last reading
+    if filled >= 0.95:
         return None
-    keys = math.exp(chance[-1]) - 1  # from the chance level, ln(1 + keys); the mean over the last reading
-    if keys >= 0.95 * size:
-        return None
-    proof = Evidence("keys in the queue / its size", keys / size, "1 long before the end", f"1 in {HEALTHY_RUNS}")
+    proof = Evidence("keys in the queue / its size", filled, "1 long before the end", f"1 in {HEALTHY_RUNS}")
     cause = f"the run is shorter than its queue of {size:,} keys, and a loss that rises with it tells nothing"
-    full = 2 ** max(0, int(math.log2(max(1.0, keys))))
+    full = 2 ** max(0, int(math.log2(max(1.0, filled * size))))
     return Finding("queue not filled", (proof,), cause, f"model.queue_size={full}, or more epochs")
 
 
@@ -265,3 +279,29 @@ def input_bound(case: Case) -> Finding | None:
     cause = f"images come too slowly: without waiting the run is up to {1 / max(1e-3, 1 - share):.1f} times as fast"
     workers = 2 * max(1, case.get("loader.num_workers", 1))
     return Finding("input-bound", (proof,), cause, f"loader.num_workers={workers}, or smaller images (data.size)")
+
+
+@dataclass(frozen=True)
+class Illness:
+    """`look` finds its signs, or None. `needs`: what the run has to tell, see `Case.has`. `early`: also looked for in
+    the first steps.
+    """
+
+    look: Callable[[Case], Finding | None]
+    needs: tuple[str, ...] = ()
+    early: bool = False
+
+
+# Of these the first that is found explains the others.
+OF_LEARNING = (
+    Illness(not_finite, ("loss",), early=True),
+    Illness(too_fast, ("chance",)),
+    Illness(collapse, ("spread",)),
+    Illness(chance_level, ("chance",)),
+    Illness(narrow, ("h_effective_rank",)),
+)
+OTHERS = (
+    Illness(shortcut, ("accuracy",)),
+    Illness(queue, ("queue_filled",), early=True),
+    Illness(input_bound, ("waiting",), early=True),
+)

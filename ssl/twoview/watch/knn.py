@@ -10,15 +10,15 @@ from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.classify.knn import knn_accuracy
 from twoview.evaluate.features import extract
-from twoview.rng import permutation
+from twoview.rng import exact, permutation
 from twoview.watch.meter import Meter
 
 
 class KNNMonitor(pl.Callback):
     """kNN accuracy of the encoder's h on a labelled test set, every `every_epochs` epochs and after the last.
 
-    The encoder is in eval mode and computes in float32; images are not augmented. `bank` bounds the number of
-    training images that vote (an even draw over the set), for machines on which all of them take too long. Protocol:
+    The encoder is in eval mode and computes in float32; samples are not augmented. `bank` bounds the number of
+    training samples that vote (an even draw over the set), for machines on which all of them take too long. Protocol:
     weighted vote of the `k` nearest by cosine with weights exp(similarity / `temperature`) (Wu et al., arXiv
     1805.01978; MoCo's CIFAR notebook: k=200, temperature 0.1).
     """
@@ -65,10 +65,11 @@ class KNNMonitor(pl.Callback):
     @torch.no_grad()
     def evaluate(self, trainer: Any, pl_module: Any, epoch: int) -> None:
         if trainer.is_global_zero:
-            views = trainer.datamodule.views
-            encoder = Frozen(pl_module.encoder, views.mean.flatten().tolist(), views.std.flatten().tolist())
+            encoder = Frozen(pl_module.encoder, trainer.datamodule.views.preprocess)
             device = pl_module.device
-            bank, queries = (extract(encoder, images, device=device) for images in (self.train, self.test))
+            bank, queries = (
+                extract(encoder, images, device=device).to(exact(device)) for images in (self.train, self.test)
+            )
             assert self.train.labels is not None
             assert self.test.labels is not None
             self.last = knn_accuracy(

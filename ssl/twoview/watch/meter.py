@@ -48,6 +48,7 @@ class Meter(pl.Callback):
         self.numbers: tuple[str, ...] = ()  # names of what the method tells beside loss and chance level
         self.seconds = 0.0  # training time of the run, over all its resumptions
         self.waited = 0.0  # of these for batches
+        self.evaluating = 0.0  # seconds of evaluations beside these, since this process began
         self._sum: Tensor | None = None  # (n,) of the interval: of `_names`
         self._names: tuple[str, ...] = ()
         self._columns: list[str] = []  # of metrics.csv
@@ -157,8 +158,12 @@ class Meter(pl.Callback):
                 os.truncate(self._file, size)
 
     def pause(self) -> None:
-        """Leaves the time since the last reading out of images/s and of the training time."""
-        self._clock = time.monotonic()
+        """Counts the time since the last reading as that of an evaluation, and leaves it out of images/s and of the
+        training time.
+        """
+        now = time.monotonic()
+        self.evaluating += now - self._clock
+        self._clock = now
 
     def _refuse_nan(self, trainer: pl.Trainer, loss: Tensor) -> None:
         if not torch.isfinite(loss):

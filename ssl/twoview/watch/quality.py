@@ -7,10 +7,11 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
+from twoview.data.demand import moved
 from twoview.errors import UserError
 from twoview.evaluate.describe.quality import quality, similarity_histograms
 from twoview.evaluate.features import spaces
-from twoview.rng import permutation
+from twoview.rng import exact, permutation
 from twoview.watch.meter import QUALITIES, Meter
 
 BATCH = 256  # views that are encoded at once
@@ -57,12 +58,11 @@ class QualityMonitor(pl.Callback):
         index = permutation(len(data.train), data.seed, epoch=0, stream="quality")[: self.images]
         found: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
         with spaces(pl_module.encoder, next(iter(pl_module.heads().values()), None)) as features:
-            for rows in index.to(device).split(BATCH):
-                images = data.train.fetch(rows).to(device)
-                for number, policy in enumerate(views.policies):  # unmixed also where training mixes
-                    view = views.normalize(views.augment(images, rows, trainer.current_epoch, number, policy))
-                    for space, x in features(view).items():
-                        found.setdefault(space, ([], []))[number].append(x)
+            for rows in index.to(exact(device)).split(BATCH):
+                samples = moved(data.train.fetch(rows), exact(device))
+                for number, view in enumerate(views(samples, rows, trainer.current_epoch)[:2]):
+                    for space, x in features(moved(view, device)).items():  # unmixed also where training mixes
+                        found.setdefault(space, ([], []))[number].append(x.to(exact(device)))
         return {space: (torch.cat(first), torch.cat(second)) for space, (first, second) in found.items()}
 
     def _draw(self, trainer: Any, space: str, x1: Tensor, x2: Tensor) -> None:

@@ -11,19 +11,21 @@ from torch.nn.functional import interpolate, pad
 from torchvision.utils import make_grid, save_image
 
 from twoview.data.batches import TwoViewDataModule
-from twoview.report.sheet import positives
+from twoview.report.sheet import shown
 from twoview.rng import permutation
 
 
 class ViewSheet(pl.Callback):
-    """A picture of both views of the first images, as the model sees them at step 0: `views.png` and TensorBoard."""
+    """A picture of the views of the first samples, as the model sees them at step 0: `views.png` and TensorBoard. None
+    of samples that cannot be drawn.
+    """
 
     def __init__(self, images: int = 16) -> None:
         self.images = images
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.is_global_zero and trainer.global_step == 0:
+        if trainer.is_global_zero and trainer.global_step == 0 and data.train.draw is not None:
             sheet = self.draw(data)
             save_image(sheet, Path(trainer.default_root_dir) / "views.png")
             for logger in trainer.loggers:
@@ -31,12 +33,10 @@ class ViewSheet(pl.Callback):
                     logger.experiment.add_image("views", sheet, global_step=0)
 
     def draw(self, data: TwoViewDataModule) -> Tensor:
-        """Rows: original, first view, second view. float (3, H', W') in [0, 1]."""
+        """Rows: original, first view, second view, and so on. float (3, H', W') in [0, 1]."""
         views: Any = data.views
-        device = views.mean.device
-        index = permutation(len(data.train), data.seed, epoch=0)[: self.images].to(device)
-        originals = data.train.fetch(index).to(device)
-        pictures = [originals.float() / 255, *positives(views, originals, index, epoch=0)]
+        index = permutation(len(data.train), data.seed, epoch=0)[: self.images]
+        pictures = shown(data.train, views, index, epoch=0)
         longest = max(max(picture.shape[-2:]) for picture in pictures)
         side = longest * max(1, 64 // longest)  # small images are shown enlarged, pixel by pixel
         rows = [_in_square(picture, side) for picture in pictures]

@@ -18,8 +18,8 @@ from twoview.rng import Draw
 class _PairMix:
     """What mixtures have in common: who is mixed with whom, and in which proportion.
 
-    Called with `images` (B, C, H, W) and the random numbers of the batch, it returns the mixtures and `share` (B,)
-    float32: row i consists of `share[i]`, at least one half, of itself and for the rest of its neighbour, row i ^ 1.
+    Called with views (B, ...) and the random numbers of the batch, it returns the mixtures and `share` (B,) float32:
+    row i consists of `share[i]`, at least one half, of itself and for the rest of its neighbour, row i ^ 1.
     Both rows of a pair have the same share, from the random numbers of the even one. The last row of an odd batch stays
     as it is, with share 1.
     """
@@ -31,6 +31,10 @@ class _PairMix:
         self._larger_share = LargerShare(alpha)
 
     def __call__(self, images: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        if not images.is_floating_point():
+            raise UserError(
+                f"augment.mix: {type(self).__name__} mixes numbers, and these views hold codes ({images.dtype})"
+            )
         n = len(images)
         own = torch.arange(n, device=images.device)
         neighbour = (own ^ 1).clamp(max=max(0, n - 1))  # (B,): a lone last row is its own neighbour
@@ -54,7 +58,7 @@ class MixUp(_PairMix):
     """
 
     def mix(self, images: Tensor, others: Tensor, share: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.lerp(others, images, share.to(images.dtype)[:, None, None, None]), share
+        return torch.lerp(others, images, share.to(images.dtype).view(-1, *(1,) * (images.dim() - 1))), share
 
 
 class CutMix(_PairMix):
@@ -66,6 +70,10 @@ class CutMix(_PairMix):
     """
 
     def mix(self, images: Tensor, others: Tensor, share: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        if images.dim() != 4:
+            raise UserError(
+                f"augment.mix: CutMix exchanges parts of images, and these views have {images.dim() - 1} dimensions"
+            )
         cut, area = [], torch.ones_like(share)
         for i, side in enumerate(images.shape[-2:]):
             centre, half = torch.floor(u[:, i] * side), torch.floor(0.5 * side * torch.sqrt(1 - share))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from twoview.augment.operation import BatchAugment, Params, check_range
+from twoview.data.image.pixels import WHITE
 from twoview.errors import UserError
 from twoview.rng import Draw
 
@@ -129,16 +130,16 @@ def equalize(x: Tensor) -> Tensor:
     """
     if x.numel() == 0:
         return x
-    level = (x * 255.999).long().clamp(0, 255).flatten(2)  # (B, C, H * W), torchvision's way to 8 bits
+    level = (x * (WHITE + 0.999)).long().clamp(0, WHITE).flatten(2)  # (B, C, H * W), torchvision's way to 8 bits
     histogram = torch.zeros(*level.shape[:2], 256, dtype=torch.long, device=x.device)
     histogram.scatter_add_(2, level, torch.ones_like(level))
     at_most = histogram.cumsum(dim=2)  # (B, C, 256) pixels up to each level
     brightest = histogram.gather(2, level.amax(dim=2, keepdim=True))  # (B, C, 1) pixels of the brightest level
-    step = (level.shape[2] - brightest) // 255
+    step = (level.shape[2] - brightest) // WHITE
     below = at_most - histogram
-    table = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)  # (B, C, 256) new levels
+    table = ((below + step // 2) // step.clamp(min=1)).clamp(max=WHITE)  # (B, C, 256) new levels
     new = torch.where(step > 0, table.gather(2, level), level)
-    return (new.float() / 255).view_as(x)
+    return (new.float() / WHITE).view_as(x)
 
 
 def autocontrast(x: Tensor) -> Tensor:

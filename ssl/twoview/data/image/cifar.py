@@ -30,7 +30,8 @@ from torchvision.datasets.utils import download_url
 
 from twoview.data.image.decode import Encoded, refuse_pipe
 from twoview.data.image.parquet import class_names, column_names, read_images, read_labels
-from twoview.data.set import SampleSet
+from twoview.data.image.pixels import Pixels, draw
+from twoview.data.set import Rows, SampleSet
 from twoview.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,8 @@ def _load(source: Source, root: Path, split: str, unverified: bool) -> SampleSet
         raise UserError(f"{place} is not {source.title}: {split} has {has}, not {needs}; delete it and get it again")
     if int(labels.min()) < 0 or int(labels.max()) >= len(classes):
         raise UserError(f"{place} has labels outside 0 ... {len(classes) - 1}: delete it and get it again")
-    return SampleSet(source.name, images, labels, classes, source.mean, source.std)
+    pixels = Pixels(source.mean, source.std)
+    return SampleSet(source.name, images, labels, classes, pixels, names=Rows(split, len(images)), draw=draw)
 
 
 class _Arrays(pickle.Unpickler):

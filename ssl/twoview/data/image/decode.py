@@ -4,22 +4,19 @@ import io
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from twoview.data.demand import OnDemand, in_threads
 from twoview.errors import UserError
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 # Pillow knows more formats, and hands one of them (EPS) to an external program: not for the files of
 # strangers.
@@ -29,7 +26,7 @@ LARGEST = 2**14  # pixels of a side that `data.size` can ask for
 
 
 class Blob(NamedTuple):
-    """An image file that lies inside another file, with a name by which a person finds it."""
+    """An image file that lies inside another file, with a name by which a person finds it: the other file and a row."""
 
     name: str
     data: bytes
@@ -90,8 +87,8 @@ def decode(source: Path | Blob, size: int | None = None) -> np.ndarray:
             raise UserError(f"{source} cannot be decoded ({reason}): mend or remove it") from None
 
 
-class Encoded:
-    """Image files decoded on demand (see `Images`), to (size, size) or to the size that the first one has."""
+class Encoded(OnDemand):
+    """Image files decoded on demand, to (size, size) or to the size that the first one has: uint8 (3, H, W) each."""
 
     def __init__(self, sources: Sequence[Path | Blob], size: int | None = None) -> None:
         if size is not None and size < 1:
@@ -101,7 +98,13 @@ class Encoded:
         self.sources = sources
         self.size = size
         width, height = (size, size) if size is not None else header_size(sources[0])
-        self.shape = (3, height, width)
+        self._shape = (3, height, width)
+        # The work on tiny images is in Python, where threads only get in each other's way.
+        self.threads = size is not None or max(self.shape) > 64
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._shape
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -145,10 +148,15 @@ class Encoded:
             for index in range(start, min(start + 64, len(self))):
                 work(index)
 
-        # The work on tiny images is in Python, where threads only get in each other's way.
-        tiny = self.size is None and max(self.shape) <= 64
-        for _ in (map if tiny else in_threads)(some, range(0, len(self), 64)):
+        for _ in (in_threads if self.threads else map)(some, range(0, len(self), 64)):
             pass
+
+    def stamp(self) -> Any:
+        """The size that is decoded to, and the names and sizes of the files. Where they lie does not enter."""
+        common = os.path.commonpath([os.path.dirname(str(source)) for source in self.sources])
+        sizes = [source.stat().st_size if isinstance(source, Path) else len(source.data) for source in self.sources]
+        names = [os.path.relpath(str(source), common) for source in self.sources]
+        return [self.size, names, sizes]
 
 
 def check_memory(n: int, shape: tuple[int, int, int]) -> None:
@@ -184,9 +192,3 @@ def load_images(
             encoded.check_all()
         return encoded
     return encoded.decode_all()
-
-
-def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterable[R]:
-    """Map in order, on as many threads as there are cores: decoders let go of the interpreter lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(function, items)

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 
 from twoview.data.image.decode import Encoded, load_images
-from twoview.data.set import SampleSet, pixel_statistics
+from twoview.data.image.pixels import Pixels, draw, pixel_statistics
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -53,7 +54,9 @@ def image_folder(
         images = load_images(files, size, in_memory)
     number = {name: i for i, name in enumerate(classes)}
     labels = torch.tensor([number[name] for name in names]) if names else None
-    return SampleSet(root.resolve().name, images, labels, classes if names else (), mean, std)
+    places = [file.relative_to(root).as_posix() for file in files]
+    pixels = Pixels(mean, std)
+    return SampleSet(root.resolve().name, images, labels, classes if names else (), pixels, names=places, draw=draw)
 
 
 def _find(folder: Path) -> tuple[list[Path], list[str]]:

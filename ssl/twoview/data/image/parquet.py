@@ -1,6 +1,7 @@
 """Images in Parquet files, as Hugging Face stores them: a column of {bytes, path}, and a column of labels."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 
 from twoview.data.image.decode import Blob, Encoded, load_images, refuse_pipe
-from twoview.data.set import SampleSet, pixel_statistics, statistics_sample
+from twoview.data.image.pixels import Pixels, draw, pixel_statistics, statistics_sample
+from twoview.data.set import SampleSet
 from twoview.errors import UserError
 
 
@@ -49,7 +51,8 @@ def parquet(
     else:
         sample = set(statistics_sample(sum(count_rows(file) for file in train_files)).tolist())
         mean, std = pixel_statistics(Encoded(read_images(train_files, image_column, sample), size))
-    return SampleSet(root.resolve().name, images, labels, classes, mean, std)
+    names = [os.path.relpath(blob.name, root) for blob in blobs]
+    return SampleSet(root.resolve().name, images, labels, classes, Pixels(mean, std), names=names, draw=draw)
 
 
 def _glob(root: Path, pattern: str) -> list[Path]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from twoview.data.image.decode import check_memory
-from twoview.data.set import SampleSet, pixel_statistics
+from twoview.data.image.pixels import WHITE, Pixels, draw, pixel_statistics
+from twoview.data.set import Rows, SampleSet
 from twoview.errors import UserError
 from twoview.rng import Draw
 
@@ -137,7 +138,8 @@ def shapes(split: str, n_train: int = 10_000, n_test: int = 2_000, size: int = 3
     check_memory(max(n_train, n_test), (3, size, size))
     images, labels, factors = render(seed, split, n, size)
     mean, std = pixel_statistics(render(seed, "train", 1000, size)[0])  # whatever the split and its length
-    return SampleSet("shapes", images, labels, tuple(shape.__name__ for shape in SHAPES), mean, std, factors)
+    classes, names = tuple(shape.__name__ for shape in SHAPES), Rows(split, n)
+    return SampleSet("shapes", images, labels, classes, Pixels(mean, std), names, factors, draw)
 
 
 def render(seed: int, split: str, n: int, size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -201,7 +203,7 @@ def _render_block(seed: int, split: str, index: Tensor, size: int) -> tuple[Tens
 
     coverage = np.clip(0.5 - distance, 0, 1)[:, None]
     image = np.clip(ground + (colour - ground) * coverage, 0, 1)  # (B, 3, H*W)
-    pixels = torch.from_numpy((image * 255 + 0.5).astype(np.uint8)).view(-1, 3, size, size)
+    pixels = torch.from_numpy((image * WHITE + 0.5).astype(np.uint8)).view(-1, 3, size, size)
     drawn = {"hue": hue, "background_hue": background_hue, "light": light, "texture": texture}
     drawn |= {"background": background, "x": x, "y": y, "scale": scale, "rotation": rotation}
     factors = {name: torch.from_numpy(values[:, 0].copy()) for name, values in drawn.items()}

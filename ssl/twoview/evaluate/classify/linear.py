@@ -1,7 +1,7 @@
-"""The linear probe: multinomial logistic regression on frozen features, with nothing left to luck.
+"""The linear probe: multinomial logistic regression on frozen features, solved to the optimum.
 
-The problem is convex, so its answer is a property of the features: there is no learning rate, schedule or number of
-epochs to choose. The one free number, the L2 strength, is chosen on a held-out part of the training set.
+The problem is convex, so the result is a property of the features: there is no learning rate, schedule or number of
+epochs to choose. The only free parameter, the L2 strength, is chosen on a held-out part of the training set.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from twoview.evaluate.classify.labelled import check_both, split
+from twoview.evaluate.classify.labelled import checked_both, hold_out
 from twoview.evaluate.classify.newton import LinearProbe, fit_linear, fit_path
 from twoview.evaluate.classify.ridge import Ridge, fit_ridge
 from twoview.evaluate.classify.score import ProbeResult, fingerprint, score
@@ -24,13 +24,13 @@ __all__ = ["ConvexResult", "LinearProbe", "ProbeResult", "fit_linear", "fit_path
 log = logging.getLogger(__name__)
 
 TOL = 1e-10  # nats to the optimum of the reported fit
-SELECTION_TOL = 1e-4  # and of the fits that only choose a strength: held-out accuracy moves by an image in 2,500
-PATIENCE = 2  # strengths in a row that are no better than the best end the search
+SELECTION_TOL = 1e-4  # of the fits that only choose a strength: held-out accuracy moves by an image in 2,500
+PATIENCE = 2  # the search ends after so many strengths in a row that are no better than the best
 
 
 @dataclass(frozen=True)
 class ConvexResult(ProbeResult):
-    """With the certificate of the fit (see LinearProbe), the choice of its strength and a second opinion."""
+    """Adds the certificate of the fit (see LinearProbe), the choice of its strength, and ridge regression beside it."""
 
     l2: float
     path: list[dict[str, float]]  # the choice of l2: held-out accuracy and certificate of each strength
@@ -54,14 +54,14 @@ def probe(
 ) -> ConvexResult:
     """The convex protocol.
 
-    Fits the path of strengths on the training set without a stratified share `holdout`, takes the strength that is
-    best on that share (on a tie the stronger; after `PATIENCE` weaker ones without gain the rest is not tried),
-    refits on the whole training set, and looks at the test set once. Features (N, D) and (M, D), labels int64. Raises
-    UserError for features and labels that cannot be probed.
+    Fits the path of strengths on the training set without a stratified share `holdout`, chooses the strength that is
+    best on that share (on a tie the stronger; the search stops after `PATIENCE` weaker ones without gain), refits on
+    the whole training set, and evaluates on the test set once. Features (N, D) and (M, D), labels int64. UserError
+    for features and labels that cannot be probed.
     """
     began = time.perf_counter()
-    labels, answers = check_both(train_features, train_labels, test_features, test_labels, classes)
-    kept, held = split(labels, classes, holdout, seed)
+    labels, answers = checked_both(train_features, train_labels, test_features, test_labels, classes)
+    kept, held = hold_out(labels, classes, holdout, seed)
 
     best, best_accuracy, worse, path = None, -1.0, 0, []
     for head in fit_path(train_features[kept], labels[kept], classes, strengths, tol=SELECTION_TOL):
@@ -73,7 +73,7 @@ def probe(
         if accuracy > best_accuracy:
             best, best_accuracy, worse = head, accuracy, 0
         elif (worse := worse + 1) == PATIENCE:
-            break  # accuracy over strength has one hill, and the weakest strengths take the longest
+            break  # accuracy over strength has one maximum, and the weakest strengths take the longest
     assert best is not None  # fit_path refuses an empty list of strengths
     head = fit_linear(train_features, labels, classes, best.l2, start=best, tol=TOL)
     ridge = fit_ridge(train_features, labels, classes, strengths)

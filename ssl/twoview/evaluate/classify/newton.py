@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from twoview.evaluate.classify.labelled import check_strengths, check_train
+from twoview.evaluate.classify.labelled import check_strengths, checked_train
 from twoview.evaluate.classify.score import Head
 
 log = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ def fit_path(
     (see LinearProbe), or after `max_iter` Newton steps with a warning. `start` saves time and does not change
     the answer.
     """
-    labels = check_train(features, labels, classes)
+    labels = checked_train(features, labels, classes)
     check_strengths(strengths)
     problem = _Problem(features, labels, classes)
     before = None

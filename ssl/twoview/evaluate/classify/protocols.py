@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
 from twoview.augment.views import TwoViews
+from twoview.data.demand import moved
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
-from twoview.evaluate.classify.labelled import check_both, split
+from twoview.evaluate.classify.labelled import checked_both, hold_out
 from twoview.evaluate.classify.score import Head, ProbeResult, fingerprint, score
 from twoview.rng import permutation
 
@@ -113,18 +114,24 @@ class TrainedResult(ProbeResult):
 
 def crops(encoder: nn.Module, images: SampleSet, seed: int) -> Take:
     """Features of training images that are cropped and flipped anew in each epoch, and nothing else: Inception's crop
-    of 8 to 100 % of the area. The encoder takes float images in [0, 1]; it runs in eval mode where it is.
+    of 8 to 100 % of the area. The encoder takes float images in [0, 1] (`Frozen`); it runs in eval mode where it is.
+    UserError for data of another kind.
     """
+    if images.preprocess.kind != "image":
+        raise UserError(
+            f"this protocol crops and flips images, and {images.name} holds data of another kind: use protocol=convex"
+        )
     device = next(encoder.parameters()).device
     ops = {"probe/crop": RandomResizedCrop(), "probe/flip": HorizontalFlip()}  # not the crops of pre-training again
-    views = TwoViews(ops, images.mean, images.std, seed=seed)
+    views = TwoViews(ops, images.preprocess, seed=seed, views=[{"count": 1}]).to(device)
     encoder.eval()
 
     @torch.no_grad()
     def take(index: Tensor, epoch: int) -> Tensor:
         index = index.to(device)
         with torch.autocast(device.type, enabled=False):
-            return encoder(views.augment(images.fetch(index).to(device), index, epoch, 0, ops))
+            seen = moved(images.fetch(index), device)
+            return encoder(views.prepared(seen, index, epoch)[0])
 
     return take
 
@@ -148,7 +155,7 @@ def follow(
     the end. Raises UserError as `twoview.evaluate.classify.linear.probe` does, and for a training that diverges.
     """
     began = time.perf_counter()
-    labels, answers = check_both(train_features, train_labels, test_features, test_labels, classes)
+    labels, answers = checked_both(train_features, train_labels, test_features, test_labels, classes)
     if take is None:
         if recipe.augment:
             raise ValueError(f"protocol {recipe.name} trains on augmented images: take=crops(...)")
@@ -160,7 +167,7 @@ def follow(
 
     rates, path, held = recipe.rates, [], everything[:0]
     if len(rates) > 1:
-        kept, held = split(labels, classes, holdout, seed)
+        kept, held = hold_out(labels, classes, holdout, seed)
         heads, _, _ = _train(recipe, rates, take, kept, labels, classes, seed, epochs)
         for rate, head in zip(rates, heads, strict=True):
             right = head.logits(train_features[held]).argmax(1) == labels[held]

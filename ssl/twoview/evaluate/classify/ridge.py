@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twoview.evaluate.classify.labelled import check_strengths, check_train
+from twoview.evaluate.classify.labelled import check_strengths, checked_train
 from twoview.evaluate.classify.score import Head
 
 BLOCK = 2**22  # numbers of a block, in float64
@@ -34,7 +34,7 @@ def fit_ridge(features: Tensor, labels: Tensor, classes: int, strengths: Sequenc
     In float64 on the device of the features. A sample that is left out still takes part in the standardisation's
     scale, not in its mean.
     """
-    labels = check_train(features, labels, classes)
+    labels = checked_train(features, labels, classes)
     check_strengths(strengths)
     n, dim = features.shape
     rows = max(1, BLOCK // max(dim, len(strengths) * classes))

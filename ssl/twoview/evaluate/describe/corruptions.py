@@ -18,13 +18,14 @@ from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 
 from twoview.augment.image.noise import GaussianNoise, pixel_uniform
+from twoview.data.image.pixels import WHITE, as_bytes, as_float
 from twoview.rng import Draw
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
 class Corruption(NamedTuple):
-    """`apply(images, level, draw)` takes float32 (B, C, H, W), multiples of 1 / 255 in [0, 1]; `levels` has what each
+    """`apply(images, level, draw)` takes float32 (B, C, H, W), whole grey levels in [0, 1]; `levels` has what each
     severity asks for.
     """
 
@@ -35,7 +36,8 @@ class Corruption(NamedTuple):
 
 
 def corrupt(images: Tensor, name: str, severity: int, index: Tensor, seed: int = 0) -> Tensor:
-    """uint8 images (B, C, H, W) with their sample numbers (B,) to corrupted ones, uint8 of the same shape.
+    """Images (B, C, H, W), uint8 or float in [0, 1], with their sample numbers (B,) to corrupted ones, uint8 and of the
+    same shape.
 
     A severity from 1 to 5; an image meets the same random numbers at each. Depends on nothing but the arguments.
     """
@@ -45,8 +47,7 @@ def corrupt(images: Tensor, name: str, severity: int, index: Tensor, seed: int =
     if len(images) == 0:
         return images
     draw = Draw(seed, 0, index.to(images.device), 0, f"corruption/{name}")
-    corrupted = apply(images.float() / 255, levels[severity - 1], draw)
-    return (corrupted.clamp(0, 1) * 255).round().byte()
+    return as_bytes(apply(as_float(images), levels[severity - 1], draw))
 
 
 def suited(channels: int) -> list[str]:
@@ -62,10 +63,10 @@ def _shot_noise(images: Tensor, photons: float, draw: Draw) -> Tensor:
     """Poisson counts of `photons` at white, by inverting the distribution function of each of the 256 grey levels."""
     device = images.device
     count = torch.arange(math.ceil(photons + 12 * math.sqrt(photons)) + 1, device=device, dtype=torch.float64)  # (K,)
-    mean = photons * torch.arange(256, device=device, dtype=torch.float64)[:, None] / 255  # (256, 1)
+    mean = photons * torch.arange(256, device=device, dtype=torch.float64)[:, None] / WHITE  # (256, 1)
     share = (torch.xlogy(count, mean) - mean - torch.lgamma(count + 1)).exp()  # (256, K)
     below = share.cumsum(1).clamp_max(1)
-    level = (images * 255).round().long().flatten()
+    level = as_bytes(images).long().flatten()
     rows = torch.arange(256, device=device)[:, None]
     place = torch.searchsorted((below + rows).flatten(), _uniform(images, draw).double().flatten() + level, right=True)
     found = (place - level * len(count)).clamp(0, len(count) - 1)
@@ -182,7 +183,7 @@ def _pixelate(images: Tensor, factor: float, draw: Draw) -> Tensor:
 
 
 def _grey_levels(images: Tensor) -> Tensor:
-    return (images * 255 + (0.5 + 1e-4)).floor() / 255  # halves go up, whatever float32 makes of them
+    return (images * WHITE + (0.5 + 1e-4)).floor() / WHITE  # halves go up, whatever float32 makes of them
 
 
 def _box(size: int, result: int) -> Tensor:
@@ -196,9 +197,9 @@ def _box(size: int, result: int) -> Tensor:
 
 
 def _jpeg(images: Tensor, quality: float, draw: Draw) -> Tensor:
-    pixels = (images * 255).round().byte().cpu()
+    pixels = as_bytes(images).cpu()
     coded = encode_jpeg(list(pixels), quality=int(quality))
-    return torch.stack([decode_jpeg(file) for file in coded]).to(images.device).float() / 255
+    return as_float(torch.stack([decode_jpeg(file) for file in coded])).to(images.device)
 
 
 def _scale(images: Tensor) -> float:

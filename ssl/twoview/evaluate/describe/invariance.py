@@ -17,6 +17,7 @@ from twoview.augment.image.geometric import RandomResizedCrop
 from twoview.augment.image.noise import GaussianNoise, Sobel
 from twoview.augment.image.photometric import ColorJitter, GaussianBlur, Grayscale
 from twoview.augment.image.warp import RandomAffine, RandomRotation
+from twoview.data.image.pixels import as_float
 from twoview.evaluate.classify.linear import fit_linear
 from twoview.evaluate.describe.quality import mean_similarity
 from twoview.evaluate.features import spaces
@@ -107,11 +108,11 @@ TRANSFORMS = {
 def profile(encoder: nn.Module, projector: nn.Module | None, images: Tensor, seed: int = 0) -> dict[str, Any]:
     """Mean cosine similarity between the features of an image and of its transform, level by level.
 
-    `encoder` takes float images in [0, 1] to h, `projector` h to z (None: no z). `images` uint8 (N, C, H, W). Returns
-    for each of `TRANSFORMS` that suits the number of channels a dict of `unit`, `levels`, `h` and `z`, with one number
-    per level, beginning with 1 at no change, and `reference`, the mean similarity of two different images for `h` and
-    `z`: an encoder to which everything is alike has high curves and a reference as high. The networks compute in eval
-    mode where they are, and are handed back in the modes they were in.
+    `encoder` takes float images in [0, 1] to h, `projector` h to z (None: no z). `images` (N, C, H, W) are uint8, or
+    float in [0, 1]. Returns for each of `TRANSFORMS` that suits the number of channels a dict of `unit`, `levels`, `h`
+    and `z`, with one number per level, beginning with 1 at no change, and `reference`, the mean similarity of two
+    different images for `h` and `z`: an encoder to which everything is alike has high curves and a reference as high.
+    The networks compute in eval mode where they are, and are handed back in the modes they were in.
     """
     n, suits = len(images), [name for name, t in TRANSFORMS.items() if images.shape[1] in t.channels or not t.channels]
     sums: dict[str, dict[str, list[float]]] = {name: {} for name in suits}
@@ -142,10 +143,10 @@ def decode(
 ) -> dict[str, dict[str, Any]]:
     """Which transform was applied, as a linear probe reads it from h and from z: the questions of SimCLR's table 3.
 
-    `train` and `test` are uint8 images (N, C, H, W), with no image in both; those that are not square are cut to their
-    central square. Every image is seen under every answer, so that chance is exact (the paper's 80 % for colour or
-    gray is the share of one of the answers there). Returns {question: {"h", "z": accuracy on `test`, "chance",
-    "what"}}; colours are asked of images with three channels only.
+    `train` and `test` are images (N, C, H, W), uint8 or float in [0, 1], with no image in both; those that are not
+    square are cut to their central square. Every image is seen under every answer, so that chance is exact (the paper's
+    80 % for colour or gray is the share of one of the answers there). Returns {question: {"h", "z": accuracy on `test`,
+    "chance", "what"}}; colours are asked of images with three channels only.
     """
     with spaces(encoder, projector) as features:
         parts = []
@@ -260,4 +261,4 @@ def _r2(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor) -> float:
 
 def _as_float(encoder: nn.Module, images: Tensor) -> Tensor:
     home = next((p.device for p in encoder.parameters()), images.device)
-    return images.to(home).float() / 255
+    return as_float(images.to(home))
