@@ -15,6 +15,7 @@ from torch import Tensor
 from twoview.cli import schema
 from twoview.cli.entry import output_dir, plain, silent
 from twoview.cli.explain import explain
+from twoview.cli.trust import trusting
 from twoview.data.set import SampleSet
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
@@ -96,7 +97,9 @@ def run_arm(composed: DictConfig) -> str:
     its checkpoint.
     """
     try:
-        status = _recorded(plain(composed), output_dir())
+        config = plain(composed)
+        with trusting(config.get("trust")):
+            status = _recorded(config, output_dir())
     except (OSError, UserError) as error:
         raise Stopped(explain(error)) from error
     if status in pretrain.EXIT_CODES:

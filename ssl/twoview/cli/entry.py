@@ -27,6 +27,7 @@ from rich.logging import RichHandler
 
 from twoview.cli import configs, page
 from twoview.cli.explain import explain
+from twoview.cli.trust import trusting
 from twoview.cli.words import Command, meant, split
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,8 @@ def _run(name: str, task: Callable[[DictConfig], int | None], typed: Sequence[st
     def job(config: DictConfig) -> None:
         try:
             configs.check_choices(dict(HydraConfig.get().runtime.choices), folders)
-            codes.append(task(config) or 0)
+            with trusting(OmegaConf.to_container(config).get("trust")):  # type: ignore[union-attr]
+                codes.append(task(config) or 0)
         except Exception as error:  # said here: Hydra would put a message of its own before it
             if debug:
                 raise

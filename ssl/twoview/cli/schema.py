@@ -12,6 +12,7 @@ from typing import Any, Literal, Union
 import hydra
 from omegaconf import OmegaConf
 
+from twoview.cli.trust import is_trusted, remedy
 from twoview.errors import UserError
 
 _NO_MEMORY = ("out of memory", "allocate", "Storage size calculation overflowed", "array is too big")
@@ -111,12 +112,19 @@ def _plain(parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]) ->
 def _target(node: Mapping[str, Any], path: str) -> Callable[..., Any]:
     if not isinstance(node["_target_"], str):
         raise UserError(f"{path}._target_={node['_target_']!r} is not the name of a class or function")
+    if not node["_target_"].startswith(("twoview.", "torch.optim.")) and not is_trusted(node["_target_"]):
+        raise UserError(f"{path}._target_={node['_target_']} is no part of twoview.{remedy(node['_target_'])}")
+    return found(node["_target_"], f"{path}._target_=")
+
+
+def found(target: str, key: str = "") -> Callable[..., Any]:
+    """What a path leads to, its module imported; UserError where it leads nowhere."""
     try:
-        found: Callable[..., Any] = hydra.utils.get_object(node["_target_"])
+        there: Callable[..., Any] = hydra.utils.get_object(target)
     except Exception as error:  # hydra wraps whatever the import of the module raised
         reason = " ".join(str(error).splitlines()[:2])
-        raise UserError(f"{path}._target_={node['_target_']} cannot be imported: {reason}") from error
-    return found
+        raise UserError(f"{key}{target} cannot be imported: {reason}") from error
+    return there
 
 
 def unknown_key(path: str, key: str, known: Iterable[str]) -> str:

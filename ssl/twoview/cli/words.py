@@ -206,10 +206,14 @@ def readable(word: str, several: bool = False) -> str:
         return word
     try:
         read = OverridesParser.create().parse_override(word)
-        same = not read.is_sweep_override() and read.value() == value
     except HydraException:
         return word if value[0] in "[{" and not _is_text(key) else f"{key}={quoted(value)}"
-    return f"{key}={quoted(value)}" if _is_text(key) and not same and not (several and "," in value) else word
+    if not _is_text(key) or (read.is_sweep_override() and several):
+        return word
+    plain = None if read.is_sweep_override() else read.value()
+    if plain == value or (isinstance(plain, list | dict) and not Path(value).exists()):
+        return word
+    return f"{key}={quoted(value)}"
 
 
 def _is_text(key: str) -> bool:

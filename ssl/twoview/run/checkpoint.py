@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from twoview.cli import schema
+from twoview.cli.trust import is_defined_in_its_package, is_trusted, remedy, trusting
 from twoview.data.demand import Shape
 from twoview.data.preprocess import Preprocess
 from twoview.encoder.frozen import Frozen
@@ -126,7 +127,7 @@ def _shape(stored: Any) -> Shape | None:
     return tuple(stored) if sizes else None
 
 
-def load_encoder(path: str | Path, encoder_of: EncoderOf = "student") -> Frozen:
+def load_encoder(path: str | Path, encoder_of: EncoderOf = "student", trust: Sequence[str] = ()) -> Frozen:
     """The frozen encoder of a run, in eval mode: samples (B, ...), stored or prepared, -> h (B, D). Of images:
     uint8, or float in [0, 1].
 
@@ -134,7 +135,8 @@ def load_encoder(path: str | Path, encoder_of: EncoderOf = "student") -> Frozen:
     every weight must be there and nothing else. The attribute `encoder` is the plain network, `config` the
     configuration of the run, `identity` who it is (`twoview.run.identity`), `shape` that of a training sample.
     `encoder_of="teacher"` gives the slow copy that BYOL and MoCo keep instead of the encoder that is trained; MoCo's
-    words `key` and `query` mean the same.
+    words `key` and `query` mean the same. `trust` names packages other than twoview whose parts may be built
+    (`twoview.cli.trust`).
     """
     if encoder_of not in ENCODERS:
         raise UserError(f"encoder_of must be one of {', '.join(ENCODERS)}, not {encoder_of}")
@@ -153,14 +155,16 @@ def load_encoder(path: str | Path, encoder_of: EncoderOf = "student") -> Frozen:
             f"{path} holds no teacher: only checkpoints of methods with a slow copy of the encoder (BYOL, MoCo) have "
             "one; use encoder_of=student"
         )
-    encoder = build_encoder(about["config"])
+    with trusting(trust):
+        encoder = build_encoder(about["config"])
+        preprocess = _preprocess(about["preprocess"], state, path)
     try:
         encoder.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise UserError(
             f"the weights in {path} do not fit the encoder of its configuration: {_first(error)}"
         ) from error
-    frozen = Frozen(encoder, _preprocess(about["preprocess"], state, path))
+    frozen = Frozen(encoder, preprocess)
     frozen.config = about["config"]
     identity = about.get("identity")
     frozen.identity = identity if isinstance(identity, dict) else {}
@@ -243,21 +247,30 @@ def instantiate_own(node: Any, section: str, /, **arguments: Any) -> Any:
     return schema.build(node, **arguments)
 
 
-def refuse_foreign(node: Any) -> None:
-    """UserError for a configuration that calls what is neither of twoview nor an optimizer of torch."""
+def refuse_foreign(node: Any, where: str = "the configuration in the checkpoint") -> None:
+    """UserError for a configuration that calls what is neither of twoview, nor an optimizer of torch, nor of a package
+    that the person at the keyboard trusts (`twoview.cli.trust`).
+    """
     if isinstance(node, Mapping):
-        if "_target_" in node and not _is_own(node["_target_"]):
-            raise UserError(
-                f"the configuration in the checkpoint wants to call {node['_target_']!r}, which is not part of "
-                "twoview: refused"
-            )
+        if "_target_" in node:
+            _refuse_target(node["_target_"], where)
         for part in (*node, *node.values()):
-            refuse_foreign(part)
+            refuse_foreign(part, where)
     elif isinstance(node, list | tuple):
         for value in node:
-            refuse_foreign(value)
+            refuse_foreign(value, where)
     elif isinstance(node, str) and "${" in node:  # what is stored is resolved; a resolver could make a target of it
-        raise UserError(f"the configuration in the checkpoint holds the expression {node!r}: refused")
+        raise UserError(f"{where} holds the expression {node!r}: refused")
+
+
+def _refuse_target(target: Any, where: str) -> None:
+    if isinstance(target, str) and is_trusted(target):
+        if not is_defined_in_its_package(target, schema.found(target)):
+            raise UserError(f"{where} wants to call {target!r}, which is no class or function of that package: refused")
+    elif not _is_own(target):
+        raise UserError(
+            f"{where} wants to call {target!r}, which is not part of twoview: refused.{remedy(target)}".rstrip(".")
+        )
 
 
 def _is_own(target: Any) -> bool:

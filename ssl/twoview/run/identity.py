@@ -22,6 +22,7 @@ LEFT_OUT = {
     "resume",
     "allow_changes",
     "budget",  # its epochs count
+    "trust",
     "data.root",
     "data.unverified",
     "log_every_steps",
@@ -54,9 +55,9 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
     A field counts unless it is in `LEFT_OUT`, so a new one counts by itself. Left out, and why:
 
-    - `name`, `debug`, `resume`, `allow_changes`, `budget`, `log_every_steps`: what a run is called, how it was started
-      and what it shows. `data.root` is a path, and `data.unverified` leave to read what lies there: the digest of the
-      data stands for that.
+    - `name`, `debug`, `resume`, `allow_changes`, `budget`, `trust`, `log_every_steps`: what a run is called, how it was
+      started and what it shows. `data.root` is a path, and `data.unverified` leave to read what lies there: the digest
+      of the data stands for that.
     - `checkpoint`, `trainer.max_time`, `every_epochs` of the monitors: when something is saved or measured. What the
       monitors measure counts (`knn.k`, ...): their numbers are part of the result.
     - `channels_last`, `compile`, `augment.compile`, `loss.chunk`, `model.chunk`, `loader.num_workers`, and of the

@@ -76,7 +76,7 @@ def resumed(composed: DictConfig, words: list[str]) -> tuple[dict[str, Any], Pat
     raw = flat(OmegaConf.to_container(composed, resolve=False))
     for word in words:
         key, _, _ = word.partition("=")
-        if key in STARTS:
+        if key in (*STARTS, "trust"):
             continue
         section = stored.get(key)
         if isinstance(section, dict) and section.get("_target_") == (config.get(key) or {}).get("_target_"):
@@ -95,7 +95,7 @@ def resumed(composed: DictConfig, words: list[str]) -> tuple[dict[str, Any], Pat
         value = OmegaConf.select(OmegaConf.create(config), key)
         log.info("resuming with %s=%s instead of %s", key, value, OmegaConf.select(merged, key))
         OmegaConf.update(merged, key, value)
-    start = {key: config[key] for key in STARTS} | {"resume": str(path)}
+    start = {key: config[key] for key in (*STARTS, "trust")} | {"resume": str(path)}
     return plain(merged) | start, path.resolve().parent
 
 

@@ -21,6 +21,7 @@ from twoview.augment.views import TwoViews
 from twoview.cli import schema
 from twoview.cli.entry import output_dir, overrides, plain
 from twoview.cli.program import spelled
+from twoview.cli.trust import trusting
 from twoview.data.batches import TwoViewDataModule
 from twoview.data.demand import shape_words
 from twoview.data.preprocess import Preprocess
@@ -29,7 +30,7 @@ from twoview.errors import UserError
 from twoview.model.base import Begin, Method
 from twoview.report.words import clock
 from twoview.run.atomic import write_text
-from twoview.run.checkpoint import STATE, save_encoder
+from twoview.run.checkpoint import STATE, refuse_foreign, save_encoder
 from twoview.run.identity import Identity, code_digest, config_hash, data_digest, follow
 from twoview.run.provenance import commit, machine, versions
 from twoview.run.resume import STARTS, refuse_misfit, refuse_other_steps, resumed, source
@@ -58,6 +59,7 @@ KEYS = {
     "debug": bool,
     "resume": str | None,
     "allow_changes": bool | None,
+    "trust": list[str] | str | None,
 }
 
 WRITTEN = ("config.yaml", "identity.json", "metrics.csv", "last.ckpt", "summary.json", "encoder.safetensors")
@@ -73,14 +75,15 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     Raises UserError for whatever the user can mend, before anything is written where that is possible.
     """
     began = time.monotonic()
-    check(config)
-    if config.get("budget") is not None:
-        config = config | {"epochs": _epochs_within(config, run_dir, began), "budget": None}
-    if getattr(rank_zero_only, "rank", 0):  # the first of several processes holds the folder for all
-        return _run(config, run_dir)
-    with held(run_dir):
-        _check_places(run_dir)
-        return _run(config, run_dir)
+    with trusting(config.get("trust")):
+        check(config)
+        if config.get("budget") is not None:
+            config = config | {"epochs": _epochs_within(config, run_dir, began), "budget": None}
+        if getattr(rank_zero_only, "rank", 0):  # the first of several processes holds the folder for all
+            return _run(config, run_dir)
+        with held(run_dir):
+            _check_places(run_dir)
+            return _run(config, run_dir)
 
 
 def _epochs_within(config: dict[str, Any], run_dir: Path, began: float) -> int:
@@ -215,6 +218,7 @@ def check(config: dict[str, Any]) -> None:
     if not 0 <= config["seed"] < 2**32:
         raise UserError(f"seed={config['seed']} must lie in [0, 2^32)")
     schema.check(config)
+    refuse_foreign(config, "the configuration")  # what no command on the run would build
     schema.build(
         config["augment"], preprocess=Preprocess()
     )  # its ranges are checked before data are loaded, or downloaded
