@@ -23,7 +23,6 @@ from twoview.errors import UserError
 from twoview.evaluate.features import extract
 from twoview.run import atomic
 from twoview.run.checkpoint import load_encoder, load_projector
-from twoview.watch import bar
 
 FORMATS = ["npz", "parquet", "safetensors"]
 Read = tuple[dict[str, np.ndarray], dict[str, Any]]
@@ -248,7 +247,7 @@ def test_features_that_are_not_finite_are_named_by_their_image(finished: Path, s
         (["ckpt={run}", "batch_size=many"], r"batch_size='many'"),
         (["ckpt={run}", "device=gpu"], r"device='gpu' is not one of auto, cpu, cuda"),
         (["ckpt={run}", "out=no/such/folder/x.npz"], r"cannot write no/such/folder/x\.npz: No such file"),
-        (["ckpt={run}", "out={run}"], r"it is a folder; name a file by out="),
+        (["ckpt={run}", "out={run}"], r"it is a folder; name another file by out="),
         (["ckpt={run}", "data=cifar11"], r"cifar11.*cifar10"),
         (["ckpt={run}", "data=shapes", "data.size=20"], r"trained on samples of 3 x 16 x 16, .*force=true"),
         (["ckpt={run}", "data=shapes", "data.size=4", "force=true"], r"the encoder does not fit shapes"),
@@ -267,14 +266,3 @@ def test_a_missing_extra_is_named(
     error = command(f"ckpt={finished}", "format=parquet", "out=f.parquet", name="embed").error
     assert "pip install 'twoview[parquet]'" in error
     assert not list(tmp_path.iterdir())
-
-
-def test_progress_is_told_now_and_then_where_there_is_no_terminal(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    now = iter(range(0, 10_000, 10))
-    monkeypatch.setattr(bar.time, "monotonic", lambda: float(next(now)))
-    with caplog.at_level("INFO", "twoview.watch.bar"):
-        assert list(bar.tracked(range(9), "features")) == list(range(9))
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines == ["features: 3 of 9, 1:20 left", "features: 7 of 9, 0:23 left"]

@@ -40,18 +40,6 @@ def refused(ended: Any, name: str) -> None:
 # Configurations in checkpoints.
 
 
-def subject() -> dict[str, Any]:
-    """What `twoview.commands.probe` would take for a run to be judged."""
-    images = {"_target_": "twoview.data.image.shapes.shapes", "split": "train", "n_train": 10, "size": 8}
-    return {
-        "_target_": "twoview.evaluate.subject.Subject",
-        "encoder": None,
-        "train": images,
-        "test": None,
-        "device": "cpu",
-    }
-
-
 def attacks(canary: Path) -> dict[str, Any]:
     touch = {"command": f"touch {canary}"}
     path = str(canary)
@@ -68,13 +56,7 @@ def attacks(canary: Path) -> dict[str, Any]:
             "config": {"_target_": "os.system"},
         },
         "our own builder": {"_target_": "twoview.cli.schema.build", "node": {"_target_": "os.system"} | touch},
-        "our report writer": {
-            "_target_": "twoview.commands.probe._write",
-            "report": {"a": "b"},
-            "config": {"ckpt": path, "out": path, "data": None},
-            "name": "x",
-            "judged": subject(),
-        },
+        "our report writer": {"_target_": "twoview.run.atomic.save", "path": path, "content": ""},
         "our weight writer": {
             "_target_": "twoview.run.checkpoint.save_encoder",
             "encoder": {"_target_": "twoview.encoder.small.Small"},
@@ -89,7 +71,7 @@ def attacks(canary: Path) -> dict[str, Any]:
         },
         "our renaming": {"_target_": "twoview.run.atomic.replace_durably", "part": "/etc/hostname.none", "path": path},
         "our run": {"_target_": "twoview.train.pretrain.run", "config": {}, "run_dir": path},
-        "our plot": {"_target_": "twoview.run.atomic.save", "path": path, "content": ""},
+        "our plot": {"_target_": "twoview.report.theme.write_plot", "path": path, "plot": None},
         "pathlib": {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [path]}},
         "pickle": {"_target_": "pickle.loads", "_args_": ["cos\nsystem\n"]},
         "torch.load": {"_target_": "torch.load", "f": path, "weights_only": False},

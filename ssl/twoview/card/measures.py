@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from twoview.data.demand import moved
-from twoview.data.set import SampleSet, stratified_split
+from twoview.data.set import SampleSet
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.classify.calibration import reliability
 from twoview.evaluate.classify.knn import Neighbours, nearest, vote
+from twoview.evaluate.classify.labelled import labelled_rows
 from twoview.evaluate.classify.linear import ConvexResult, probe
 from twoview.evaluate.describe import invariance
 from twoview.evaluate.describe.corruptions import CORRUPTIONS, SEVERITIES, corrupt, suited
@@ -177,7 +178,7 @@ def _values(judged: Judged, fraction: float, entry: dict[str, Any]) -> dict[str,
         return {name: [e.head.top1] for name, e in judged.encoders.items() if e.head is not None}
     values: dict[str, list[float]] = {name: [] for name in judged.encoders}
     for seed in range(judged.config["label_seeds"]):
-        _, rows = stratified_split(judged.labels, fraction, seed)
+        rows = labelled_rows(judged.labels, judged.train.classes, fraction, seed)
         entry["images"] = len(rows)
         for name, encoder in judged.encoders.items():
             values[name].append(judged.fit(encoder, rows.to(judged.device), seed).top1)

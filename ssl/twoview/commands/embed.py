@@ -16,16 +16,15 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from twoview.cli import schema
 from twoview.cli.entry import plain
 from twoview.data.set import SampleSet
 from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
 from twoview.evaluate.features import laid_out
-from twoview.evaluate.subject import check, check_shape, checkpoint_file, device_of, origin
+from twoview.evaluate.subject import check_run, check_shape, device_of, loader_of, origin, result_path
+from twoview.report.progress import tracked
 from twoview.run.atomic import replacing
-from twoview.run.checkpoint import EncoderOf, instantiate_own, load_encoder, load_projector
-from twoview.watch.bar import tracked
+from twoview.run.checkpoint import EncoderOf, load_encoder, load_projector
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +46,9 @@ Blocks = Iterable[np.ndarray]
 
 
 def embed_command(composed: DictConfig) -> int:
-    """`scripts/embed.py`."""
+    """`twoview embed`."""
     config = plain(composed)
-    check(config, KEYS)
+    check_run(config, KEYS)
     if config["batch_size"] < 1:
         raise UserError(f"batch_size must be at least 1, not {config['batch_size']}")
     device = device_of(config["device"])
@@ -61,9 +60,7 @@ def embed_command(composed: DictConfig) -> int:
     first = next(iter(sets.values()))
     metadata |= {"data": first.name, "classes": list(first.classes)}
     shape = (sum(map(len, sets.values())), _dim(network, first))
-    suffix = f"_{first.name}" if config.get("data") else ""
-    default = checkpoint_file(config["ckpt"]).with_name(f"features{suffix}.{config['format']}")
-    path = Path(config["out"]).expanduser() if config["out"] else default
+    path = result_path(config, "features", first.name, f".{config['format']}")
     with replacing(path) as part:
         WRITERS[config["format"]](part, shape, _blocks(network, sets, config["batch_size"]), _columns(sets), metadata)
         if digest(network) != before:
@@ -90,11 +87,7 @@ def _network(encoder: Frozen, config: dict[str, Any]) -> nn.Module:
 
 def _sets(config: dict[str, Any], encoder: Frozen) -> dict[str, SampleSet]:
     """The splits, by name; labels are not needed."""
-    if config.get("data"):
-        schema.check(config["data"], "data")
-        load = schema.build(config["data"])
-    else:
-        load = instantiate_own(encoder.config["data"], "data")
+    load = loader_of(config, encoder)
     loaded = {split: load(split=split) for split in SPLITS[config["split"]]}
     found = {split: images for split, images in loaded.items() if images is not None}
     if not found:

@@ -19,7 +19,7 @@ from twoview.cli.entry import plain
 from twoview.data.image.pixels import Pixels
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
-from twoview.evaluate.subject import check, checkpoint_file, origin
+from twoview.evaluate.subject import check_run, checkpoint_file, origin
 from twoview.run.atomic import replacing
 from twoview.run.checkpoint import EncoderOf, instantiate_own, load_encoder, save_encoder
 from twoview.run.saving import FORMAT
@@ -43,7 +43,7 @@ Function = Callable[[Tensor], Tensor]
 def export_command(composed: DictConfig) -> int:
     """`scripts/export.py`."""
     config = plain(composed)
-    check(config, KEYS)
+    check_run(config, KEYS)
     kind = config["format"]
     if config["num_classes"] is not None and (kind != "torchvision" or config["num_classes"] < 1):
         raise UserError("num_classes adds a classifier to format=torchvision: a number of at least 1, or null")

@@ -1,11 +1,10 @@
-"""What the commands share that take something out of a run: which run, which weights, on which device, and a file that
-is whole or not there.
-"""
+"""What a command judges: the encoder of a run, labelled samples and a device; and where these came from."""
 
 import copy
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ from twoview.errors import UserError
 from twoview.evaluate.features import extract
 from twoview.rng import permutation
 from twoview.run.checkpoint import EncoderOf, build_encoder, instantiate_own, load_encoder
-from twoview.run.provenance import commit, versions
+from twoview.run.folder import CHECKPOINT
+from twoview.run.provenance import commit, machine, versions
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +45,15 @@ KEYS = {
 }
 
 
-def check(config: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
-    """UserError for a value of a wrong type, and where no run is named."""
+def check_run(config: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
+    """UserError for a value of a wrong type, and where `ckpt` names no run."""
     schema.check_keys(config, keys)
     if not config["ckpt"]:
         raise UserError("which run? Give its checkpoint: ckpt=<run>/last.ckpt")
 
 
 def device_of(name: str) -> torch.device:
-    """The device that auto, cpu or cuda means on this machine."""
+    """The device that `auto`, `cpu` or `cuda` means on this machine."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch finds no GPU on this machine; use device=cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -62,11 +62,20 @@ def device_of(name: str) -> torch.device:
 def checkpoint_file(ckpt: str) -> Path:
     """The file that `ckpt` names: a folder means the `last.ckpt` in it."""
     path = Path(ckpt).expanduser()
-    return path / "last.ckpt" if path.is_dir() else path
+    return path / CHECKPOINT if path.is_dir() else path
+
+
+def result_path(config: Mapping[str, Any], stem: str, data: str, suffix: str = ".json") -> Path:
+    """Where a command writes: `out`, or a file beside the checkpoint, with the name of the data set in its own where
+    that is not the run's.
+    """
+    if config["out"]:
+        return Path(config["out"]).expanduser()
+    return checkpoint_file(config["ckpt"]).with_name(f"{stem}{f'_{data}' if config.get('data') else ''}{suffix}")
 
 
 def origin(config: Mapping[str, Any], encoder: Frozen) -> dict[str, Any]:
-    """Where an encoder came from and what it was read with, in plain containers."""
+    """Where an encoder came from and what read it, in plain containers."""
     return {
         "checkpoint": str(config["ckpt"]),
         "checkpoint_sha256": hashlib.sha256(checkpoint_file(config["ckpt"]).read_bytes()).hexdigest(),
@@ -120,14 +129,10 @@ def subject(config: dict[str, Any], labelled: bool = True) -> Subject:
     With `labelled=False` samples need no labels, and where there is no test split a tenth of the training samples,
     drawn from seed 0, takes its place.
     """
-    check(config, KEYS)
+    check_run(config, KEYS)
     device = device_of(config["device"])
     encoder = load_encoder(config["ckpt"], config["encoder_of"])
-    if config.get("data"):
-        schema.check(config["data"], "data")
-        load = schema.build(config["data"])
-    else:
-        load = instantiate_own(encoder.config["data"], "data")
+    load = loader_of(config, encoder)
     train, test = load(split="train"), load(split="test")
     if test is None:
         if labelled:
@@ -144,6 +149,27 @@ def subject(config: dict[str, Any], labelled: bool = True) -> Subject:
             )
     check_shape(encoder, train, bool(config.get("force")))
     return Subject(encoder, train, test, device)
+
+
+def loader_of(config: Mapping[str, Any], encoder: Frozen) -> Callable[..., Any]:
+    """`load(split=...)` of the data that a command names, or else of the run's own."""
+    if not config.get("data"):
+        return instantiate_own(encoder.config["data"], "data")
+    schema.check(config["data"], "data")
+    return schema.build(config["data"])
+
+
+def provenance(config: Mapping[str, Any], judged: Subject, started: float) -> dict[str, Any]:
+    """What a result says of itself: data, encoder, machine, and the time since `started` (`time.monotonic`)."""
+    return {
+        "data": judged.train.name,
+        "classes": list(judged.train.classes),
+        **origin(config, judged.encoder),
+        "feature_layer": f"h: the encoder's output of {judged.encoder.dim} dimensions, before the projection head",
+        "shape": judged.train.shape,
+        "total_seconds": round(time.monotonic() - started, 2),
+        "machine": machine(),
+    }
 
 
 def check_shape(encoder: Frozen, samples: SampleSet, force: bool) -> None:

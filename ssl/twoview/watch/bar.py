@@ -3,12 +3,11 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import pytorch_lightning as pl
 from rich import get_console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.progress import Task as BarTask
 from rich.text import Text
 
@@ -125,23 +124,3 @@ class ProgressBar(pl.Callback):
 class _Text(ProgressColumn):
     def render(self, task: BarTask) -> Text:
         return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
-
-
-T = TypeVar("T")
-
-SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal for a bar
-
-
-def tracked(items: Sequence[T], what: str) -> Iterator[T]:
-    """The items one by one, with a bar on a terminal and a line now and then elsewhere."""
-    if get_console().is_terminal:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=get_console(), transient=True) as bar:
-            yield from bar.track(items, total=len(items), description=what)
-        return
-    began = said = time.monotonic()
-    for done, item in enumerate(items):
-        if (now := time.monotonic()) - said > SECONDS_BETWEEN_LINES:
-            log.info("%s: %d of %d, %s left", what, done, len(items), clock((now - began) * (len(items) / done - 1)))
-            said = now
-        yield item

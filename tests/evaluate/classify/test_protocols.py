@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from twoview.augment.image.geometric import HorizontalFlip, RandomResizedCrop
 from twoview.augment.views import TwoViews
-from twoview.commands import finetune
 from twoview.data.image.pixels import Pixels
 from twoview.data.image.shapes import shapes
 from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
 from twoview.evaluate.classify import protocols
+from twoview.evaluate.classify.finetune import Tuning, fit
 from twoview.evaluate.classify.linear import probe
-from twoview.evaluate.classify.protocols import DINOV2, FAST, MOCO, PUBLISHED, SIMCLR, Recipe, crops, follow
+from twoview.evaluate.classify.protocols import DINOV2, FAST, MOCO, PUBLISHED, SIMCLR, Protocol, crops, train_probe
 from twoview.rng import permutation
 
 
@@ -40,10 +40,10 @@ def arguments(**changes: Any) -> dict[str, Any]:
     return result | changes
 
 
-def plainly(recipe: Recipe) -> Any:
+def plainly(protocol: Protocol) -> Any:
     """The arguments' features as those of augmented images, for recipes that want such."""
     features = arguments()["train_features"]
-    return (lambda index, epoch: features[index]) if recipe.augment else None
+    return (lambda index, epoch: features[index]) if protocol.augment else None
 
 
 def test_settings_are_those_of_the_papers() -> None:
@@ -64,20 +64,20 @@ def test_settings_are_those_of_the_papers() -> None:
         500,
     )
     assert 1e-2 * FAST.decay(1.0) == pytest.approx(1e-6)
-    for recipe in (SIMCLR, DINOV2):
-        assert [recipe.decay(t) for t in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    for protocol in (SIMCLR, DINOV2):
+        assert [protocol.decay(t) for t in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
 
 
-@pytest.mark.parametrize("recipe", PUBLISHED.values(), ids=PUBLISHED)
-def test_each_learns_and_states_what_it_is(recipe: Recipe) -> None:
-    epochs = 200 if recipe is FAST else 5  # its batch is all of these images
-    result = follow(recipe, **arguments(), epochs=epochs, take=plainly(recipe))
+@pytest.mark.parametrize("protocol", PUBLISHED.values(), ids=PUBLISHED)
+def test_each_learns_and_states_what_it_is(protocol: Protocol) -> None:
+    epochs = 200 if protocol is FAST else 5  # its batch is all of these images
+    result = train_probe(protocol, **arguments(), epochs=epochs, take=plainly(protocol))
     best = probe(**arguments(), strengths=[1e-1, 1e-2, 1e-3])
     assert 0.6 * best.top1 < result.top1 < best.top1 + 0.1
-    assert result.protocol == recipe.name
-    for words in (f"{epochs} epochs", f"batches of {recipe.batch}", f"lr {result.lr:g}", recipe.source):
+    assert result.protocol == protocol.name
+    for words in (f"{epochs} epochs", f"batches of {protocol.batch}", f"lr {result.lr:g}", protocol.source):
         assert words in result.protocol_text
-    assert ("cropped and flipped" in result.protocol_text) == recipe.augment
+    assert ("cropped and flipped" in result.protocol_text) == protocol.augment
     assert result.epochs == epochs
     assert math.isfinite(result.loss)
     plain = result.plain()
@@ -85,54 +85,56 @@ def test_each_learns_and_states_what_it_is(recipe: Recipe) -> None:
 
 
 def test_hashes_tell_every_setting_apart() -> None:
-    one = follow(FAST, **arguments(), epochs=1)
+    one = train_probe(FAST, **arguments(), epochs=1)
     hashes = {
         one.protocol_hash,
-        follow(FAST, **arguments(), epochs=2).protocol_hash,
-        follow(FAST, **arguments(seed=1), epochs=1).protocol_hash,
-        follow(DINOV2, **arguments(), epochs=1).protocol_hash,
-        follow(DINOV2, **arguments(holdout=0.2), epochs=1).protocol_hash,
+        train_probe(FAST, **arguments(), epochs=2).protocol_hash,
+        train_probe(FAST, **arguments(seed=1), epochs=1).protocol_hash,
+        train_probe(DINOV2, **arguments(), epochs=1).protocol_hash,
+        train_probe(DINOV2, **arguments(holdout=0.2), epochs=1).protocol_hash,
         probe(**arguments(), strengths=[0.1]).protocol_hash,
         probe(**arguments(), strengths=[0.1, 0.2]).protocol_hash,
     }
     assert len(hashes) == 7
-    assert follow(FAST, **arguments(holdout=0.3), epochs=1).protocol_hash == one.protocol_hash  # nothing is chosen
+    assert train_probe(FAST, **arguments(holdout=0.3), epochs=1).protocol_hash == one.protocol_hash  # nothing is chosen
 
 
-def by_hand(recipe: Recipe, features: Tensor, labels: Tensor, lr: float, epochs: int, seed: int) -> nn.Linear:
+def by_hand(protocol: Protocol, features: Tensor, labels: Tensor, lr: float, epochs: int, seed: int) -> nn.Linear:
     """One head by torch's own layers, optimizers and schedules, as a paper's script would."""
     layer = nn.Linear(features.shape[1], 6)
-    weight, bias = protocols._start(recipe, 1, features, 6, seed)
+    weight, bias = protocols._start(protocol, 1, features, 6, seed)
     layer.weight.data, layer.bias.data = weight[0].detach(), bias[0].detach()
-    per_epoch = math.ceil(len(features) / recipe.batch)
-    if recipe.optimizer == "adam":
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(layer.parameters(), lr=lr, weight_decay=recipe.weight_decay)
+    per_epoch = math.ceil(len(features) / protocol.batch)
+    if protocol.optimizer == "adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            layer.parameters(), lr=lr, weight_decay=protocol.weight_decay
+        )
     else:
-        nesterov = recipe.optimizer == "nesterov"
+        nesterov = protocol.optimizer == "nesterov"
         optimizer = torch.optim.SGD(layer.parameters(), lr=lr, momentum=0.9, nesterov=nesterov)
     schedulers = torch.optim.lr_scheduler
     schedule: Any = {
         "cosine": lambda: schedulers.CosineAnnealingLR(optimizer, epochs * per_epoch),
         "steps": lambda: schedulers.MultiStepLR(optimizer, [round(0.6 * epochs), round(0.8 * epochs)]),
         "exponential": lambda: schedulers.ExponentialLR(optimizer, (1e-6 / 1e-2) ** (1 / epochs)),
-    }[recipe.schedule]()
+    }[protocol.schedule]()
     for epoch in range(epochs):
-        for index in permutation(len(features), seed, epoch, "probe").split(recipe.batch):
+        for index in permutation(len(features), seed, epoch, "probe").split(protocol.batch):
             optimizer.zero_grad()
             F.cross_entropy(layer(features[index]), labels[index]).backward()
             optimizer.step()
-            if recipe.schedule == "cosine":
+            if protocol.schedule == "cosine":
                 schedule.step()
-        if recipe.schedule != "cosine":
+        if protocol.schedule != "cosine":
             schedule.step()
     return layer
 
 
-@pytest.mark.parametrize("recipe", PUBLISHED.values(), ids=PUBLISHED)
-def test_the_head_is_that_of_a_loop_by_hand(recipe: Recipe) -> None:
+@pytest.mark.parametrize("protocol", PUBLISHED.values(), ids=PUBLISHED)
+def test_the_head_is_that_of_a_loop_by_hand(protocol: Protocol) -> None:
     given = arguments()
-    result = follow(recipe, **given, epochs=5, take=plainly(recipe))
-    layer = by_hand(recipe, given["train_features"], given["train_labels"], result.lr, 5, 0)
+    result = train_probe(protocol, **given, epochs=5, take=plainly(protocol))
+    layer = by_hand(protocol, given["train_features"], given["train_labels"], result.lr, 5, 0)
     torch.testing.assert_close(result.head.weight.float(), layer.weight.data, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(result.head.bias.float(), layer.bias.data, rtol=1e-3, atol=1e-4)
 
@@ -151,12 +153,12 @@ def test_many_rates_at_once_are_each_rate_alone() -> None:
 
 
 def test_the_rate_is_the_best_held_out_and_the_test_set_takes_no_part() -> None:
-    result = follow(DINOV2, **arguments(), epochs=2)
+    result = train_probe(DINOV2, **arguments(), epochs=2)
     assert len(result.path) == 13
     best = max(entry["accuracy"] for entry in result.path)
     assert result.lr == min(entry["lr"] for entry in result.path if entry["accuracy"] == best)
     assert 55 <= result.holdout_size <= 65
-    other = follow(DINOV2, **arguments(test_features=torch.randn(300, 8)), epochs=2)
+    other = train_probe(DINOV2, **arguments(test_features=torch.randn(300, 8)), epochs=2)
     assert other.path == result.path
     assert torch.equal(other.head.weight, result.head.weight)
 
@@ -166,12 +168,12 @@ def test_a_rate_that_diverges_is_not_chosen_and_alone_is_an_error() -> None:
     tests = arguments()["test_features"] * 1e20
     huge = arguments(train_features=features, test_features=tests)
     with pytest.raises(UserError, match=r"protocol=moco diverges.*lr of 30.*protocol=convex"):
-        follow(MOCO, **huge, epochs=2, take=lambda index, epoch: features[index])
+        train_probe(MOCO, **huge, epochs=2, take=lambda index, epoch: features[index])
 
 
 def test_dinov2_is_a_matter_of_steps() -> None:
     short = replace(DINOV2, steps=24, batch=100)
-    assert follow(short, **arguments()).epochs == 4  # six batches in each
+    assert train_probe(short, **arguments()).epochs == 4  # six batches in each
 
 
 # Augmented images.
@@ -233,7 +235,7 @@ def test_no_judge_crops_as_pre_training_did(epoch: int) -> None:
     theirs = torch.cat(views(images.fetch(index), index, epoch))
     encoder = Frozen(Plain(), Pixels(mean, std))
     crops(encoder, images, seed=3)(index, epoch)
-    tuned: Any = finetune.fit(encoder, images, finetune.Recipe(2, 40, 0.1, seed=3), torch.device("cpu"))[0][0]
+    tuned: Any = fit(encoder, images, Tuning(2, 40, 0.1, seed=3), torch.device("cpu"))[0][0]
     order = permutation(40, 3, epoch, "fine-tuning").argsort()
     first: Any = encoder.encoder
     for ours in (first.seen[0], tuned.encoder.seen[-2:][epoch][order]):
@@ -243,7 +245,7 @@ def test_no_judge_crops_as_pre_training_did(epoch: int) -> None:
 
 def test_recipes_with_crops_need_them() -> None:
     with pytest.raises(ValueError, match="take=crops"):
-        follow(SIMCLR, **arguments(), epochs=1)
+        train_probe(SIMCLR, **arguments(), epochs=1)
 
 
 @pytest.mark.parametrize(
@@ -258,12 +260,12 @@ def test_recipes_with_crops_need_them() -> None:
 )
 def test_what_cannot_be_followed_is_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        follow(DINOV2, **({"epochs": 1} | arguments(**changes)))
+        train_probe(DINOV2, **({"epochs": 1} | arguments(**changes)))
 
 
 def test_a_class_that_cannot_be_held_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
     features, labels = problem()
     keep = (labels != 5) | (torch.arange(len(labels)) == 5)
     with caplog.at_level(logging.WARNING):
-        follow(DINOV2, **arguments(train_features=features[keep], train_labels=labels[keep]), epochs=1)
+        train_probe(DINOV2, **arguments(train_features=features[keep], train_labels=labels[keep]), epochs=1)
     assert "no image of class 5 can be held out" in caplog.text
