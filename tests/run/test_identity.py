@@ -169,12 +169,3 @@ def test_a_checkpoint_from_before_identities_is_taken_with_a_word(
     assert "does not say with which data and code" in caplog.text
     with pytest.raises(UserError, match="epochs=3 instead of 2"):
         pretrain.run(compose(*tiny, "epochs=3") | {"resume": str(tmp_path)}, tmp_path)
-
-
-def test_values_that_others_were_made_from_are_not_changed_alone(finished: Path, command: Callable[..., Any]) -> None:
-    for word, others in {
-        "augment.strength=1.0": "augment.ops.jitter.strength",
-        "loss.chunk=8": "model.chunk",
-        "batch_size=32": "loader.batch_size",
-    }.items():
-        assert f"Give {others} too" in command(f"resume={finished}", word).error

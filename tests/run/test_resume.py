@@ -1,6 +1,7 @@
 """A run that is gone on with does what it is told, or refuses."""
 
 import csv
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from twoview.cli import schema
 from twoview.encoder.small import Small
 from twoview.errors import UserError
 from twoview.run.checkpoint import read_checkpoint
+from twoview.run.identity import flat
 from twoview.run.saving import Checkpoints, Interrupted
 from twoview.train import pretrain
 from twoview.watch.meter import Meter
@@ -226,3 +228,95 @@ def test_another_seed_has_other_numbers(
     stored = read_checkpoint(tmp_path / "first")["random"][0]["cpu"]
     assert torch.equal(seen[0], stored)
     assert not torch.equal(seen[4], stored)
+
+
+# Words of the command line.
+
+SMALLEST = ("encoder=small", "encoder.widths=[4,4,4,4]", "model.projector.hidden_dim=8", "loader.num_workers=0")
+LINES = {
+    "smoke": ["data=shapes", "data.n_train=64", "data.size=8", "trainer=smoke", "batch_size=8", "epochs=2"],
+    "experiment": ["experiment=demo", "data.n_train=64", "data.n_test=16", "data.size=8", "batch_size=8", "epochs=1"],
+    "policy": [
+        *("data=shapes", "data.n_train=64", "data.size=8", "trainer=cpu", "batch_size=8", "epochs=1", "knn=null"),
+        *("augment=byol_cifar", "~augment.ops.gray"),
+        "+augment.ops.gray2={_target_: twoview.augment.image.photometric.Grayscale, p: 0.3}",
+    ],
+    "moco": [
+        *("data=shapes", "data.n_train=64", "data.size=8", "trainer=cpu", "batch_size=16", "epochs=1"),
+        *("model=moco", "model.queue_size=32", "model.temperature=0.3", "augment.strength=0.7", "loss.chunk=4"),
+    ],
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_runs_own_command_goes_on_with_it(tmp_path: Path, command: Command, line: str) -> None:
+    """Nothing changes, whatever the words are."""
+    words = [*LINES[line], *SMALLEST, "quality=null", "loader.max_batches=2"]
+    assert command(*words, "hydra.run.dir=run").code == 0
+    before = read_checkpoint(tmp_path / "run")
+    ended = command(*words, "resume=run")
+    assert ended.code == 0, ended.err
+    assert "instead of" not in ended.out
+    assert read_checkpoint(tmp_path / "run")["twoview"] == before["twoview"]
+
+
+@pytest.fixture
+def simclr(tmp_path: Path, command: Command) -> Path:
+    """A run of two steps."""
+    words = [*LINES["smoke"], *SMALLEST, "knn=null", "quality=null", "hydra.run.dir=run"]
+    assert command(*words).code == 0
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("word", "changed"),
+    [
+        ("augment.strength=1.0", ["augment.strength", "augment.ops.jitter.strength"]),
+        ("loss.chunk=4", ["loss.chunk", "model.chunk"]),
+        ("seed=3", ["seed", "loader.seed"]),
+        ("epochs=5", ["epochs"]),
+        ("augment.ops.jitter.strength=0.1", ["augment.ops.jitter.strength"]),
+        ("batch_size=16", ["batch_size", "loader.batch_size"]),
+    ],
+)
+def test_what_was_made_from_a_value_follows_it(simclr: Path, command: Command, word: str, changed: list[str]) -> None:
+    before = flat(read_checkpoint(simclr)["twoview"]["config"])
+    ended = command("resume=run", word, "allow_changes=true", *([] if "epochs" in word else ["epochs=4"]))
+    assert ended.code == 0, ended.err
+    after = flat(read_checkpoint(simclr)["twoview"]["config"])
+    assert [key for key in after if after[key] != before[key] and key != "epochs"] == [
+        k for k in changed if k != "epochs"
+    ]
+    assert len({str(after[key]) for key in changed}) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["optimizer=adamw"], "optimizer.*, and the run has"),
+        (["optimizer=lars"], "optimizer.lr_per_256=1.0, and the run has optimizer.lr_per_256=0.03"),
+        (["augment=none"], "augment.*, and the run has"),
+        (["trainer=ddp"], "trainer.accelerator=auto, and the run has trainer.accelerator=cpu"),
+        (["model=moco"], "and the run has"),
+        (["experiment=demo"], "and the run has"),
+        (["trainer=smoke", "loader.max_batches=2"], "epochs=1, and the run has epochs=2"),
+        (["knn.k=5"], "cannot change it"),
+        (["~loader.drop_last"], "'~loader.drop_last' cannot change it"),
+    ],
+    ids=str,
+)
+def test_words_that_a_resumption_cannot_follow_are_refused(
+    simclr: Path, command: Command, words: list[str], says: str
+) -> None:
+    """Without a word they were not followed."""
+    before = (simclr / "last.ckpt").read_bytes()
+    error = command("resume=run", *words, "allow_changes=true").error
+    assert re.search(says, error), error
+    assert (simclr / "last.ckpt").read_bytes() == before
+
+
+def test_a_groups_name_makes_room_for_its_keys(simclr: Path, command: Command) -> None:
+    words = ["model=simclr", "model.projector.hidden_dim=8", "model.temperature=0.9", "epochs=3"]
+    ended = command("resume=run", *words, "allow_changes=true")
+    assert ended.code == 0, ended.err
+    assert "resuming with model.temperature=0.9 instead of" in ended.out

@@ -1,11 +1,13 @@
 """Going on with a run: which checkpoint, and with which configuration."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from twoview.cli.entry import plain
@@ -65,38 +67,62 @@ def refuse_misfit(checkpoint: dict[str, Any], path: Path, model: pl.LightningMod
 def resumed(composed: DictConfig, words: list[str]) -> tuple[dict[str, Any], Path]:
     """The configuration in the checkpoint that `composed` resumes, with the values that the words of the command line
     change, and the folder of that run.
+
+    What was made from a value by interpolation follows it. Words that say what the run is already, such as those it was
+    started with, change nothing. The name of a group cannot change a run: UserError where it stands for other values.
     """
     config = plain(composed)
     path, checkpoint = read_newest(config["resume"])
     stored = checkpoint["twoview"]["config"]
     refuse_foreign(stored)  # it may come from a stranger
-    merged = OmegaConf.create(stored)
-    OmegaConf.set_struct(merged, True)
-    given = {word.partition("=")[0] for word in words}
+    before, now = flat(stored), flat(config)
     raw = flat(OmegaConf.to_container(composed, resolve=False))
-    for word in words:
-        key, _, _ = word.partition("=")
-        if key in (*STARTS, "trust"):
+    keys = {word: word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words}
+    groups = set(HydraConfig.get().runtime.choices)
+    given = {key for word, key in keys.items() if key not in groups}
+    told: dict[str, Any] = {}
+    for word, key in keys.items():
+        if key in groups:
+            _refuse_other_group(word, key, before, now, given)
+        elif key in (*STARTS, "trust") or _below(now, key) == _below(before, key):
             continue
-        section = stored.get(key)
-        if isinstance(section, dict) and section.get("_target_") == (config.get(key) or {}).get("_target_"):
-            continue  # the group's name, needed on the line where its keys are not those of the default
-        if isinstance(section, dict) or key not in flat(stored):
+        elif key in before and key in now:
+            told |= {k: now[k] for k in (key, *_copies(key, raw, before)) if k == key or k not in given}
+        else:
             raise UserError(
                 f"resume takes the configuration of the checkpoint, and {word!r} cannot change it; "
                 "give values of its keys only, as epochs=200 (and with keys of model=moco, model=moco itself)"
             )
-        missing = [other for other in _copies(key, raw, flat(stored)) if other not in given]
-        if missing:
-            raise UserError(
-                f"{key} alone changes nothing that was made from it: the checkpoint stores values. "
-                f"Give {', '.join(missing)} too"
-            )
-        value = OmegaConf.select(OmegaConf.create(config), key)
-        log.info("resuming with %s=%s instead of %s", key, value, OmegaConf.select(merged, key))
-        OmegaConf.update(merged, key, value)
+    merged = OmegaConf.create(stored)
+    for key, value in told.items():
+        if value != before[key]:
+            log.info("resuming with %s=%s instead of %s", key, value, before[key])
+            OmegaConf.update(merged, key, value)
     start = {key: config[key] for key in (*STARTS, "trust")} | {"resume": str(path)}
     return plain(merged) | start, path.resolve().parent
+
+
+def _refuse_other_group(
+    word: str, group: str, before: Mapping[str, Any], now: Mapping[str, Any], given: Collection[str]
+) -> None:
+    """UserError if a group's option stands for other values than the run has; keys that are given by themselves are let
+    pass.
+    """
+    default, alone = (flat(plain(hydra.compose("train", overrides=words))) for words in ([], [word]))
+    sets = [key for key in now if key.startswith(f"{group}.") or (key in alone and alone[key] != default.get(key, ...))]
+    for key in sets:
+        if now[key] != before.get(key, ...) and not any(key == k or key.startswith(f"{k}.") for k in given):
+            there = f"{key}={before[key]}" if key in before else f"no {key}"
+            raise UserError(
+                f"resume takes the configuration of the checkpoint, and {word!r} cannot change it: it stands for "
+                f"{key}={now[key]}, and the run has {there}; give values of its keys only, as epochs=200 (and with "
+                "keys of model=moco, model=moco itself)"
+            )
+
+
+def _below(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The fields of a key and of all below it; none where there is no such key."""
+    return {k: value for k, value in fields.items() if k == key or k.startswith(f"{key}.")}
 
 
 def _copies(key: str, raw: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
