@@ -2,7 +2,6 @@
 the bit.
 """
 
-import csv
 import json
 import logging
 import random
@@ -22,6 +21,7 @@ from twoview.cli import schema
 from twoview.cli.entry import overrides, plain
 from twoview.errors import UserError
 from twoview.run.checkpoint import read_checkpoint
+from twoview.run.folder import read_rows
 from twoview.run.saving import kept
 
 log = logging.getLogger(__name__)
@@ -149,10 +149,9 @@ def last_step(folder: Path) -> int:
 def rows(folder: Path) -> list[dict[str, str]]:
     """The whole rows of `metrics.csv`, without the columns of time."""
     try:
-        text = (folder / "metrics.csv").read_text()
+        table = read_rows(folder / "metrics.csv")
     except OSError:
         return []
-    table = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     return [{key: value for key, value in row.items() if key not in CLOCK} for row in table]
 
 

@@ -35,6 +35,8 @@ def whole(path: Path) -> Iterator[Path]:
         mode = part.stat().st_mode
         yield part
         part.chmod(mode)
+        with part.open("r+b") as file:
+            os.fsync(file.fileno())  # else a loss of power could leave the new name with nothing in it
         replace_durably(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -2,10 +2,12 @@
 
 import csv
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from twoview.errors import UserError
+from twoview.run.atomic import whole
 
 CONFIG = "config.yaml"  # resolved
 IDENTITY = "identity.json"  # who the run is
@@ -24,14 +26,48 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a `metrics.csv` without their empty cells. UserError where it is missing, damaged or has no row."""
     if not path.is_file():
         raise UserError(f"there is no {path}; give the folder of a run that has trained")
-    with path.open(newline="") as file:
-        try:
-            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: {error}") from error
+    rows = [{name: float(value) for name, value in row.items() if value} for row in read_rows(path)]
     if not rows:
         raise UserError(f"{path} has no rows yet: the run has not come to its first reading")
     return rows
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a `metrics.csv` by their columns. What a loss of power left at the end (half a line, zeros) is left
+    out; UserError for anything wrong before it. OSError as usual.
+    """
+    lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]  # behind the last line break a line is torn
+    table = [line.removesuffix("\r").split(",") for line in lines]
+    if not table or "\0" in lines[0]:
+        return []
+    columns, *rows = table
+    if "step" not in columns:
+        raise UserError(f"{path} is damaged in line 1, which has to name the columns: move it away")
+    while rows and not _is_row(columns, rows[-1]):
+        rows.pop()
+    for number, cells in enumerate(rows, start=2):
+        if not _is_row(columns, cells):
+            raise UserError(f"{path} is damaged in line {number}: mend that line, or remove it")
+    return [dict(zip(columns, cells, strict=True)) for cells in rows]
+
+
+def _is_row(columns: Sequence[str], cells: Sequence[str]) -> bool:
+    """A number or nothing for each column, and always a step."""
+    if len(cells) != len(columns):
+        return False
+    try:
+        numbers = [float(cell) for cell in cells if cell]
+    except ValueError:
+        return False
+    return bool(numbers) and cells[columns.index("step")].isdigit()
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replaces a `metrics.csv` as a whole. Cells of columns that a row lacks stay empty."""
+    with whole(path) as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """Monitors of a run: they read what the training step and the encoder give, and never touch the method."""
 
 import csv
-import io
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from twoview.errors import UserError
-from twoview.run.atomic import write_text
+from twoview.run.folder import read_rows, write_rows
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +143,8 @@ class Meter(pl.Callback):
         columns = list(dict.fromkeys([*self._columns, *(name for unwritten in self._unwritten for name in unwritten)]))
         try:
             if columns != self._columns or not size:
-                write_text(self._file, _table(columns, [*_rows(self._file), *self._unwritten]))
+                before = read_rows(self._file) if size else []
+                write_rows(self._file, columns, [*before, *self._unwritten])
                 self._columns = columns
             else:
                 with self._file.open("a", newline="") as file:
@@ -178,27 +177,8 @@ class Meter(pl.Callback):
 
 def _keep_rows(path: Path, last_step: int) -> list[str]:
     """Drops rows that a resumed run is going to write again. Returns the columns."""
-    try:
-        rows = _rows(path)
-        kept = [row for row in rows if int(row["step"]) <= last_step]
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} is damaged: move it away to go on without the readings before") from error
+    rows = read_rows(path) if path.exists() else []
     columns = list(rows[0]) if rows else []
-    if kept != rows:
-        write_text(path, _table(columns, kept))
+    if path.exists():  # and what is torn
+        write_rows(path, columns, (row for row in rows if int(row["step"]) <= last_step))
     return columns
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
