@@ -59,7 +59,7 @@ def test_views_for_a_device_without_float64_are_made_on_the_cpu(monkeypatch: pyt
     assert exact(torch.device("mps")) == torch.device("cpu")
     monkeypatch.setattr(batches, "exact", lambda device: torch.device("cpu"))
     gpu, train = torch.device("meta"), shapes("train", n_train=8, size=16)
-    data = TwoViewDataModule(train, TwoViews({"crop": RandomResizedCrop(size=8)}, train.mean, train.std), batch_size=4)
+    data = TwoViewDataModule(train, TwoViews({"crop": RandomResizedCrop(size=8)}, train.preprocess), batch_size=4)
     trainer: Any = SimpleNamespace(
         world_size=1,
         global_rank=0,
