@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from twoview.data.files import Blob
 from twoview.data.image import decode as module
-from twoview.data.image.decode import Blob, Encoded, decode, load_images
+from twoview.data.image.decode import Encoded, decode, load_images
 from twoview.data.image.pixels import Pixels, pixel_statistics
 from twoview.data.set import SampleSet, stratified_split
 from twoview.errors import UserError

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from twoview.data.demand import OnDemand, in_threads
+from twoview.data.files import Blob, refuse_pipe
 from twoview.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -23,22 +24,6 @@ log = logging.getLogger(__name__)
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IN_MEMORY_BYTES = 2**30  # sets up to this size are decoded once into one array
 LARGEST = 2**14  # pixels of a side that `data.size` can ask for
-
-
-class Blob(NamedTuple):
-    """An image file that lies inside another file, with a name by which a person finds it: the other file and a row."""
-
-    name: str
-    data: bytes
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def refuse_pipe(path: Path) -> None:
-    """UserError for what is there and is no file: whoever opens a pipe waits for its writer, for ever."""
-    if not path.is_file() and path.exists():
-        raise UserError(f"{path} is not a file but a folder, a pipe or a device: remove it")
 
 
 def open_image(source: Path | Blob) -> Image.Image:

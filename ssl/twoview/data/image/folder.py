@@ -1,11 +1,11 @@
 """Images in folders: one folder per class, or one flat folder without labels."""
 
-import os
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from twoview.data.files import find_in_folders, folder_of_split
 from twoview.data.image.decode import Encoded, load_images
 from twoview.data.image.pixels import Pixels, draw, pixel_statistics
 from twoview.data.set import SampleSet
@@ -31,25 +31,21 @@ def image_folder(
     Class names, mean and std are those of train.
     """
     root = Path(root).expanduser()
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}: set data.root to the folder of your images")
-    has_train, has_test = (root / train).is_dir(), (root / test).is_dir()
-    if has_test and not has_train:
-        raise UserError(f"{root} has a folder {test!r} but no {train!r}: set data.train to that of your train images")
-    if split == "test" and not has_test:
+    own = folder_of_split(root, split, train, test, "images")
+    if own is None:
         return None
-    folder = root / train if has_train else root
-    files, names = _find(folder)
+    folder = own if split == "train" else root / train
+    files, names = find_in_folders(folder, SUFFIXES, "images")
     classes = tuple(sorted(set(names)))
     if split == "train":
         images = load_images(files, size, in_memory)
         mean, std = pixel_statistics(images)
     else:
         mean, std = pixel_statistics(Encoded(files, size))
-        files, names = _find(root / test)
+        files, names = find_in_folders(own, SUFFIXES, "images")
         unknown = set(names) - set(classes)
         if classes and unknown:
-            raise UserError(f"{root / test} has classes that {folder} has not: {', '.join(sorted(unknown))}")
+            raise UserError(f"{own} has classes that {folder} has not: {', '.join(sorted(unknown))}")
         classes = classes or tuple(sorted(unknown))
         images = load_images(files, size, in_memory)
     number = {name: i for i, name in enumerate(classes)}
@@ -57,35 +53,3 @@ def image_folder(
     places = [file.relative_to(root).as_posix() for file in files]
     pixels = Pixels(mean, std)
     return SampleSet(root.resolve().name, images, labels, classes if names else (), pixels, names=places, draw=draw)
-
-
-def _find(folder: Path) -> tuple[list[Path], list[str]]:
-    """The image files below a folder, ordered by name, and the class of each ([] for a flat folder)."""
-    try:
-        above = {folder.resolve(), *folder.resolve().parents}
-        entries = [folder / name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
-        # A link back to where it lies is no class. os.path.isdir, because it is quiet about links that lead
-        # nowhere.
-        folders = [entry for entry in entries if os.path.isdir(entry) and entry.resolve() not in above]
-        found = [
-            (entry / name, entry.name)
-            for entry in folders
-            for name in sorted(os.listdir(entry))
-            if _is_image_name(name)
-        ]
-    except OSError as error:
-        raise UserError(f"cannot list {error.filename}: {error.strerror}") from None
-    if found:
-        files, names = zip(*found, strict=True)
-        return list(files), list(names)
-    flat = [entry for entry in entries if _is_image_name(entry.name) and not os.path.isdir(entry)]
-    if not flat:
-        raise UserError(
-            f"no images in {folder} nor directly in its sub-folders (looked for {', '.join(SUFFIXES)}): "
-            "set data.root to the folder of your images"
-        )
-    return flat, []
-
-
-def _is_image_name(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(SUFFIXES)

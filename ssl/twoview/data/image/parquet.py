@@ -1,15 +1,10 @@
 """Images in Parquet files, as Hugging Face stores them: a column of {bytes, path}, and a column of labels."""
 
-import json
 import os
-from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from twoview.data.image.decode import Blob, Encoded, load_images, refuse_pipe
+from twoview.data.columns import count_rows, find_files, read_classes, read_files, train_files
+from twoview.data.image.decode import Encoded, load_images
 from twoview.data.image.pixels import Pixels, draw, pixel_statistics, statistics_sample
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
@@ -32,140 +27,20 @@ def parquet(
     there and decodes on demand. Mean and std are those of train.
     """
     root = Path(root).expanduser()
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}: set data.root to the folder of your Parquet files")
-    train_files = _glob(root, train)
-    if not train_files:
-        raise UserError(f"no file {train} in {root}: set data.root, or data.train to the name or pattern of yours")
-    files = train_files if split == "train" else _glob(root, test)
+    of_train = train_files(root, train)
+    files = of_train if split == "train" else find_files(root, test)
     if not files:
         return None
 
-    blobs = read_images(files, image_column)
+    blobs = read_files(files, image_column, "image")
     if not blobs:
         raise UserError(f"{root} has no rows in the {split} split ({', '.join(f.name for f in files)})")
-    labels, classes = _read_classes(files, train_files, label_column, blobs) if label_column else (None, ())
+    labels, classes = read_classes(files, of_train, label_column, blobs) if label_column else (None, ())
     images = load_images(blobs, size)
     if split == "train":
         mean, std = pixel_statistics(images)
     else:
-        sample = set(statistics_sample(sum(count_rows(file) for file in train_files)).tolist())
-        mean, std = pixel_statistics(Encoded(read_images(train_files, image_column, sample), size))
+        sample = set(statistics_sample(sum(count_rows(file) for file in of_train)).tolist())
+        mean, std = pixel_statistics(Encoded(read_files(of_train, image_column, "image", sample), size))
     names = [os.path.relpath(blob.name, root) for blob in blobs]
     return SampleSet(root.resolve().name, images, labels, classes, Pixels(mean, std), names=names, draw=draw)
-
-
-def _glob(root: Path, pattern: str) -> list[Path]:
-    try:
-        return sorted(root.glob(pattern))
-    except (ValueError, NotImplementedError):  # empty, or an absolute path
-        raise UserError(f"{pattern!r} in data.train or data.test is no file name or pattern below {root}") from None
-
-
-def _read_classes(
-    files: Sequence[Path], train_files: Sequence[Path], column: str, blobs: Sequence[Blob]
-) -> tuple[torch.Tensor | None, tuple[str, ...]]:
-    """Labels as numbers (N,) and the names of the classes. `blobs` name the rows."""
-    values = read_labels(files, column)
-    if set(values) == {-1}:  # the customary mark of a test split without labels
-        return None, ()
-    classes = class_names(train_files[0], column)
-    if classes and isinstance(values[0], int):
-        known: list[int | str] = list(range(len(classes)))
-    else:
-        known = list(set(values if files == train_files else read_labels(train_files, column)))
-        known.sort(key=lambda value: (isinstance(value, str), value))
-        classes = tuple(str(value) for value in known)
-    number = {value: i for i, value in enumerate(known)}
-    for value, blob in zip(values, blobs, strict=True):
-        if value not in number:
-            raise UserError(f"{blob} has the label {value!r}, none of the {len(classes)} classes of train")
-    return torch.tensor([number[value] for value in values]), classes
-
-
-def read_images(files: Sequence[Path], column: str, rows: Set[int] | None = None) -> list[Blob]:
-    """The encoded images of all rows, or of those `rows`, counted through all files."""
-    blobs: list[Blob] = []
-    start = 0
-    for file in files:
-        values = _read(file, column, "bytes")
-        for row, data in enumerate(values):
-            if rows is not None and start + row not in rows:
-                continue
-            if not isinstance(data, bytes):
-                what = "no image (null)" if data is None else f"a {type(data).__name__}, not the bytes of an image"
-                raise UserError(f"{file}, row {row}, column {column!r} holds {what}")
-            blobs.append(Blob(f"{file}, row {row}", data))
-        start += len(values)
-    return blobs
-
-
-def read_labels(files: Sequence[Path], column: str) -> list[int | str]:
-    """The labels of all rows."""
-    labels: list[int | str] = []
-    for file in files:
-        for row, label in enumerate(_read(file, column)):
-            if not isinstance(label, (int, str)):
-                raise UserError(
-                    f"{file}, row {row}, column {column!r} holds {label!r}: labels are whole numbers or "
-                    "strings (data.label_column=null: use no labels)"
-                )
-            labels.append(label)
-    return labels
-
-
-def column_names(file: Path) -> list[str]:
-    with _open(file) as opened:
-        return list(opened.schema_arrow.names)
-
-
-def count_rows(file: Path) -> int:
-    with _open(file) as opened:
-        return int(opened.metadata.num_rows)
-
-
-def class_names(file: Path, column: str) -> tuple[str, ...]:
-    """The names that Hugging Face's metadata gives the labels 0, 1, ... of a column; () without any."""
-    with _open(file) as opened:
-        metadata = opened.schema_arrow.metadata or {}
-    try:
-        names = json.loads(metadata[b"huggingface"])["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return ()
-    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
-
-
-@contextmanager
-def _open(file: Path) -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetFile`. What goes wrong while it is open is a `UserError` naming the file."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError("reading Parquet files needs pyarrow: pip install 'twoview[parquet]'") from None
-    refuse_pipe(file)
-    try:
-        with pyarrow.parquet.ParquetFile(file) as opened:
-            yield opened
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        why = str(error).partition("\n")[0]
-        raise UserError(f"{file} is damaged or no Parquet file ({why}): delete it and get it again") from None
-
-
-def _read(file: Path, column: str, member: str | None = None) -> list[Any]:
-    """The values of a column; of a column of structs one member."""
-    with _open(file) as opened:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        names = opened.schema_arrow.names
-        if column not in names:
-            raise UserError(
-                f"{file} has no column {column!r}, only {', '.join(names)}: set data.image_column and "
-                "data.label_column (null: no labels)"
-            )
-        values = opened.read(columns=[column]).column(column)
-        kind = values.type
-        if member is not None and pa.types.is_struct(kind) and kind.get_field_index(member) >= 0:
-            values = pc.struct_field(values, member)
-        return list(values.to_pylist())
