@@ -13,7 +13,7 @@ PACKAGE = ROOT / "ssl" / "twoview"
 HYDRA = {"hydra", "omegaconf"}
 TORCH = {"torch", "torchvision"}
 LIGHTNING = {"pytorch_lightning", "lightning_fabric"}
-LOADERS = TORCH | {"numpy", "PIL", "pyarrow"}
+LOADERS = TORCH | {"numpy", "PIL", "pyarrow", "soundfile"}
 
 # The rooms in order: a module imports from its own room and from those above it in this list, never from one below.
 ROOMS = (
@@ -40,6 +40,7 @@ MAY_USE_HYDRA = {"cli", "run", "train", "watch", "report", "evaluate", "card", "
 EXTRAS = {
     "onnxruntime": "export",
     "pyarrow": "parquet",
+    "soundfile": "audio",
     "matplotlib": "plot",
     "jinja2": "report",
     "scipy": "report",

@@ -20,11 +20,13 @@ class BatchAugment:
     """One augmentation of a batch, applied to each sample with probability `p`.
 
     Subclasses override two methods: `sample`, which draws parameters, and `apply`, which uses them. `kind` says what
-    they change, as the `kind` of `twoview.data.preprocess.Preprocess` does. One that needs other samples draws their
-    numbers in the training set, which `attach` hands it, and never looks at the rest of the batch.
+    they change, as the `kind` of `twoview.data.preprocess.Preprocess` does: an operation on an "image" also takes an
+    "image/spectrogram", which is one. `makes` says what comes out, where that is of another kind. One that needs other
+    samples draws their numbers in the training set, which `attach` hands it, and never looks at the rest of the batch.
     """
 
     kind: ClassVar[str] = "image"
+    makes: ClassVar[str] = ""
     _given: dict[str, Any]  # the arguments of the constructor
 
     def __new__(cls, *args: Any, **arguments: Any) -> "BatchAugment":

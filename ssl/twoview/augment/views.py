@@ -164,9 +164,10 @@ def _policy(ops: Mapping[str, BatchAugment], changes: Mapping[str, Any], kind: s
         policy[name] = ops[name].changed(**change) if isinstance(change, Mapping) else change
     found = {name: op for name, op in policy.items() if op is not None}
     for name, op in found.items():
-        if kind and op.kind and op.kind != kind:
+        if kind and op.kind and not f"{kind}/".startswith(f"{op.kind}/"):
             raise UserError(
                 f"augment.ops.{name}: {type(op).__name__} is an operation on data of the kind {op.kind}, and these are "
                 f"of the kind {kind}; choose another policy by augment=..."
             )
+        kind = op.makes or kind
     return found
