@@ -45,22 +45,33 @@ def test_these_tests_notice_the_trap(tmp_path: Path) -> None:
     assert "has no attribute 'SSLContext'" in result.stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda p: p.name)
-def test_import_ssl_under_a_command(command: Path) -> None:
-    """What is imported once `python <command> --help` has run, with the folder of the command first on the path."""
+def test_import_ssl_under_every_command() -> None:
+    """What is imported once `python <command> --help` has run, with the folder of the command first on the path. Each
+    command has a fork of a process to itself, which has torch imported already and not yet Python's ssl again.
+    """
     code = f"""
-import runpy, sys
-sys.path[0], sys.argv = {str(command.parent)!r}, [{str(command)!r}, "--help"]
-try:
-    runpy.run_path({str(command)!r}, run_name="__main__")
-except SystemExit as end:
-    assert not end.code, end.code
-sys.path.insert(0, {str(ROOT)!r})
-print({FOUND})
+import os, runpy, sys
+import twoview.commands
+for command in sys.argv[1:]:
+    if not (child := os.fork()):
+        sys.path[0], sys.argv = os.path.dirname(command), [command, "--help"]
+        for name in ("ssl", "_ssl"):
+            sys.modules.pop(name, None)
+        try:
+            runpy.run_path(command, run_name="__main__")
+        except SystemExit as end:
+            assert not end.code, end.code
+        sys.path.insert(0, {str(ROOT)!r})
+        print("\\nfound", command, {FOUND}, flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, command
 """
-    result = run("-c", code)
+    result = run("-c", code, *map(str, COMMANDS))
     assert result.returncode == 0, result.stderr
-    assert is_the_standard_one(result.stdout), result.stderr
+    found = re.findall(r"^found (\S+) (.*)$", result.stdout, re.MULTILINE)
+    assert [Path(command) for command, _ in found] == COMMANDS
+    for command, where in found:
+        assert is_the_standard_one(where), command
 
 
 def test_import_ssl_under_pytest(tmp_path: Path) -> None:

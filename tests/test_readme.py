@@ -14,6 +14,8 @@ import pytest
 from conftest import ROOT, TINY, Ended
 from PIL import Image
 
+from twoview.train.budget import Cost
+
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 LINES = [line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "" for line in block.splitlines()]
@@ -71,7 +73,11 @@ def shortened(script: str, words: list[str], run: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("line", [*COMMANDS, *(line for line in INLINE if line not in COMMANDS)])
-def test_command_of_the_readme_runs(line: str, command: Callable[..., Ended], finished: Path, tmp_path: Path) -> None:
+def test_command_of_the_readme_runs(
+    line: str, command: Callable[..., Ended], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a trial measures is held by tests/train/test_budget.py
+    monkeypatch.setattr("twoview.ablate.budget.measured", lambda *_: Cost(fixed=1.0, step=0.1, reading=0.0, steps=4))
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     script, *words = shlex.split(line)[1:]
     assert (ROOT / script).is_file()

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from twoview.ablate import arm, results
+from twoview.ablate import arm, budget, results
 from twoview.cli.configs import CONFIGS
 from twoview.errors import UserError
 from twoview.train import pretrain
+from twoview.train.budget import Cost
 
 TWO = ("study=strength", "study.axes={augment.strength:[0,0.5]}", "judge.images=128", "judge.profile=8")
 SCRIPT = CONFIGS.parent / "scripts" / "ablate_augment.py"
@@ -213,14 +214,25 @@ def test_a_dry_run_lists_arms_and_time_and_writes_nothing(study: Command, tmp_pa
     assert not (tmp_path / "study").exists()
 
 
-def test_a_budget_chooses_the_epochs_and_keeps_to_its_choice(study: Command, tmp_path: Path) -> None:
-    ended = study("study.seeds=1", "folder=study", "budget=0.4")
+def test_a_budget_chooses_the_epochs_and_keeps_to_its_choice(
+    study: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real trial, on a machine that is so slow that one epoch fits."""
+    measured = budget.measured
+
+    def slowly(*args: Any) -> Cost:
+        cost = measured(*args)
+        assert 0 < cost.step < cost.epoch < 60 < 600 > cost.fixed > 0
+        return Cost(0.0, 600 / cost.steps, 0.0, cost.steps)
+
+    monkeypatch.setattr(budget, "measured", slowly)
+    ended = study("study.seeds=1", "folder=study", "budget=30")
     assert ended.code == 0, ended.err
     settings = json.loads((tmp_path / "study" / "study.json").read_text())
-    assert settings["budget_minutes"] == 0.4
-    assert settings["epochs"] >= 1
-    assert f"{settings['epochs']} epochs for each of 2 runs" in " ".join(ended.out.split())
-    again = study("study.seeds=1", "folder=study", "budget=0.4")
+    assert settings["budget_minutes"] == 30
+    assert settings["epochs"] == 1
+    assert "1 epochs for each of 2 runs fill 20 of 30 minutes" in " ".join(ended.out.split())
+    again = study("study.seeds=1", "folder=study", "budget=30")
     assert again.code == 0
     assert "trial" not in again.out  # which might have come out otherwise
 
