@@ -61,8 +61,10 @@ def start(began: float, words: list[str]) -> None:
     from twoview.cli import schema
     from twoview.cli.entry import run_command
     from twoview.data.batches import TwoViewDataModule
-    from twoview.train import pretrain
+    from twoview.train import assemble as parts_of_a_run
+    from twoview.train import command, pretrain
     from twoview.watch import meter as monitor
+    from twoview.watch.views import ViewSheet
 
     end_of("import twoview, Hydra")
 
@@ -70,7 +72,7 @@ def start(began: float, words: list[str]) -> None:
         built = plain(node, **arguments)
         return ends("images", "objects", built) if node is data else built
 
-    def run(config: dict[str, Any], *rest: Any, plain: Callable[..., Any] = pretrain._run) -> Any:
+    def run(config: dict[str, Any], *rest: Any, plain: Callable[..., Any] = pretrain.assemble) -> Any:
         nonlocal data
         end_of("configuration")
         data = config["data"]
@@ -82,15 +84,16 @@ def start(began: float, words: list[str]) -> None:
         os._exit(0)
 
     data: Any = None
-    schema.build, pretrain._run = build, run
-    pretrain.data_digest = ends("digest of the images", "objects", pretrain.data_digest)
+    schema.build, pretrain.assemble = build, run
+    digest = parts_of_a_run.data_digest
+    parts_of_a_run.data_digest = ends("digest of the images", "objects", digest)
     pl.Trainer.fit = ends("", "objects", pl.Trainer.fit)  # type: ignore[method-assign]
-    monitor.ViewSheet.on_train_start = ends("views.png", "Lightning", monitor.ViewSheet.on_train_start)  # type: ignore[method-assign]
+    ViewSheet.on_train_start = ends("views.png", "Lightning", ViewSheet.on_train_start)  # type: ignore[method-assign]
     made = TwoViewDataModule.on_after_batch_transfer
     TwoViewDataModule.on_after_batch_transfer = ends("first views", "Lightning", made)  # type: ignore[method-assign]
     monitor.Meter.on_train_batch_end = first_step  # type: ignore[assignment, method-assign]
     sys.argv = ["train.py", *words]
-    run_command("train", pretrain.main)
+    run_command("train", command.main)
 
 
 def main() -> None:

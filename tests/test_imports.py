@@ -119,7 +119,7 @@ def test_the_lower_rooms_use_few_packages(module: str) -> None:
 def test_hydra_stays_at_the_top() -> None:
     users = {name for name, path in MODULES.items() if HYDRA & outside(path)}
     assert {name.split(".")[0] for name in users} <= MAY_USE_HYDRA
-    assert "train.pretrain" in users
+    assert "train.command" in users
 
 
 def test_the_package_has_no_circles() -> None:

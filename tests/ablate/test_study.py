@@ -19,6 +19,7 @@ from twoview.data.image.pixels import Pixels
 from twoview.errors import UserError
 from twoview.model.base import Method
 from twoview.train import pretrain
+from twoview.train.config import check
 
 Compose_ = Callable[..., dict[str, Any]]
 JITTER = {"_target_": "twoview.augment.image.photometric.ColorJitter", "p": 1.0}
@@ -82,7 +83,7 @@ def test_every_policy_can_lose_each_of_its_operations(compose: Compose_, augment
         pytest.skip("a policy of nothing")
     for op, arm in zip(ops, LeaveOneOut("l", "").plan(config).arms[1:], strict=True):
         left = compose(*words, *arm.words)
-        pretrain.check(left)
+        check(left)
         policies = schema.build(left["augment"], preprocess=pixels).policies
         assert {name for policy in policies for name in policy} == {name for name in ops if name != op}
 
@@ -159,7 +160,7 @@ def test_every_arm_of_every_study_is_a_run(compose: Compose_, option: str) -> No
     assert plan.reference in [arm.name for arm in plan.arms]
     assert len({arm.name for arm in plan.arms}) == len(plan.arms) > 1
     for arm in plan.arms:
-        pretrain.check(compose("data=shapes", *arm.words))
+        check(compose("data=shapes", *arm.words))
         assert set(arm.place) <= {axis.key for axis in plan.axes}
 
 

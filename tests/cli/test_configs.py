@@ -21,6 +21,7 @@ from twoview.cli.configs import CONFIGS, groups, options
 from twoview.commands import COMMANDS
 from twoview.errors import UserError
 from twoview.train import pretrain
+from twoview.train.config import check
 
 EXPERIMENTS = options("experiment")
 CHOICES = [(group, option) for group in groups() for option in options(group)]
@@ -74,7 +75,7 @@ def test_an_invented_key_outside_of_constructors_is_refused(compose: Compose, pl
     config = compose("data=shapes")
     (config[place] if place else config)["invented"] = 1
     with pytest.raises(UserError, match="has no key 'invented'"):
-        pretrain.check(config)
+        check(config)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -187,6 +188,6 @@ def test_every_trainer_option_composes_and_those_for_any_machine_run(
 ) -> None:
     words = [*tiny, f"trainer={option}", "knn=null", "loader.max_batches=2", "epochs=1"]
     config = compose(*words)
-    pretrain.check(config)
+    check(config)
     if option in ("auto", "cpu", "smoke"):
         assert pretrain.run(config, tmp_path)["steps"] == 2

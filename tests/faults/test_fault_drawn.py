@@ -14,7 +14,7 @@ from torch import Tensor
 from faults.battery import DRAWS
 from twoview.errors import UserError
 from twoview.run.checkpoint import load_encoder, read_checkpoint
-from twoview.train import pretrain
+from twoview.train.config import check
 
 LEAVES = st.one_of(
     st.none(),
@@ -74,16 +74,16 @@ def test_configurations(compose: Callable[..., dict[str, Any]], draws: int) -> N
 
     @settings(HARMLESS, max_examples=draws)
     @given(st.sampled_from(places(config)), VALUES, st.sampled_from(["lost", "under another name", "set"]))
-    def check(place: tuple[str, ...], value: Any, how: str) -> None:
+    def refused_or_taken(place: tuple[str, ...], value: Any, how: str) -> None:
         message = ""
         try:
-            pretrain.check(changed(config, place, value, how))
+            check(changed(config, place, value, how))
         except UserError as error:
             message = str(error)
         assert "\n" not in message
         assert "debug=true" not in message
 
-    check()
+    refused_or_taken()
 
 
 @pytest.mark.parametrize("draws", DRAWS)

@@ -21,6 +21,7 @@ from twoview.cli.configs import CONFIGS
 from twoview.cli.entry import plain
 from twoview.cli.explain import explain
 from twoview.train import pretrain
+from twoview.train.config import SECTIONS
 
 TINY = ("data=shapes", "data.n_train=16", "data.n_test=8", "data.size=8", "encoder=small", "encoder.widths=[4,4,4,4]")
 TINY += ("model.projector.hidden_dim=8", "batch_size=8", "epochs=1", "loader.max_batches=1", "trainer=cpu")
@@ -62,7 +63,7 @@ def keys() -> Iterator[tuple[str, str]]:
     for path in sorted(CONFIGS.glob("*/*.yaml")):
         group, option = path.parent.name, path.stem
         content = yaml.safe_load(path.read_text())
-        if group not in pretrain.SECTIONS or path.read_text().startswith("# @package"):
+        if group not in SECTIONS or path.read_text().startswith("# @package"):
             continue
         for key in leaves({name: value for name, value in content.items() if name not in skipped}, group):
             known = (content.get("_target_", "").replace("34", "18").replace("50", "18"), key)

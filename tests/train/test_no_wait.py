@@ -32,7 +32,7 @@ from twoview.model.simclr import SimCLR
 from twoview.optim.lars import LARS
 from twoview.optim.muon import Muon
 from twoview.optim.recipe import Recipe
-from twoview.train import pretrain
+from twoview.train import assemble, pretrain
 
 Compose = Callable[..., dict[str, Any]]
 HEAD = functools.partial(Projector, hidden_dim=8, norm="batch")
@@ -52,7 +52,7 @@ class SetSyncDebugMode(pl.Callback):
 def test_no_step_of_a_run_waits(
     model: str, optimizer: str, compose: Compose, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrain, "ProgressBar", lambda meter: SetSyncDebugMode())
+    monkeypatch.setattr(assemble, "ProgressBar", lambda meter: SetSyncDebugMode())
     words = [*tiny, f"model={model}", f"optimizer={optimizer}", "optimizer.warmup_epochs=0", "trainer=gpu", "epochs=1"]
     pretrain.run(compose(*words, "data.n_train=1024", "log_every_steps=100"), tmp_path)
 

@@ -30,6 +30,7 @@ from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.model.simclr import SimCLR
 from twoview.run.saving import Checkpoints, Interrupted
+from twoview.train import command as train_command
 from twoview.train import pretrain
 from twoview.watch.meter import QUALITIES, Meter
 
@@ -382,7 +383,7 @@ def test_the_summary_has_the_share_of_all_waiting(finished: Path) -> None:
 @pytest.mark.parametrize(("waiting", "said"), [(0.381, True), (0.05, False), (None, False)])
 def test_a_run_that_waits_for_its_data_says_so_at_its_end(waiting: float | None, said: bool, caplog: Any) -> None:
     caplog.set_level(logging.INFO)
-    pretrain._say_goodbye({"status": "stopped: ctrl-C", "waiting": waiting}, Path("run"))
+    train_command._say_goodbye({"status": "stopped: ctrl-C", "waiting": waiting}, Path("run"))
     assert ("input-bound: 38 % of the time waiting for data" in caplog.text) is said
 
 

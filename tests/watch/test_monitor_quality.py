@@ -27,6 +27,7 @@ from twoview.evaluate.describe.quality import (
     uniformity,
 )
 from twoview.train import pretrain
+from twoview.train.config import check
 from twoview.watch.meter import QUALITIES, Meter
 from twoview.watch.quality import QualityMonitor
 
@@ -199,9 +200,9 @@ def test_a_run_has_its_curves_and_trains_as_one_without(compose: Compose, tiny: 
 
 
 def test_it_is_switched_off_by_null_and_by_nothing_else(compose: Compose, tiny: list[str]) -> None:
-    pretrain.check(compose(*tiny, "quality=null"))
+    check(compose(*tiny, "quality=null"))
     config = compose(*tiny)
     del config["quality"]  # a checkpoint from before
-    pretrain.check(config)
+    check(config)
     with pytest.raises(UserError, match=r"quality\.every_epochs=1, or quality=null"):
-        pretrain.check(config | {"quality": 5})
+        check(config | {"quality": 5})

@@ -42,6 +42,7 @@ from twoview.run.identity import code_digest, data_digest, differences, relevant
 from twoview.run.saving import held
 from twoview.train import pretrain
 from twoview.train.budget import steps_of_an_epoch
+from twoview.train.config import check
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def _command(config: dict[str, Any]) -> int:
         return _report(Path(config["report"]))
     study, judge = _check(config)
     base = training_config(config)
-    pretrain.check(base)
+    check(base)
     plan = study.plan(base | {"choices": dict(HydraConfig.get().runtime.choices)})
     train = _labelled(base)
     folder = Path(config["folder"])
@@ -258,7 +259,7 @@ class _Composer:
         for arm in plan.arms:
             try:
                 composed = self.config([*arm.words, *self.more])
-                pretrain.check(training_config(plain(composed)))
+                check(training_config(plain(composed)))
             except Exception as error:  # Hydra raises many kinds for overrides that make no sense
                 raise UserError(f"arm {arm.name!r} of the study: {explain(error)}") from error
             for seed in seeds:

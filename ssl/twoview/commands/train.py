@@ -4,6 +4,6 @@ from omegaconf import DictConfig
 
 
 def train_command(composed: DictConfig) -> int:
-    from twoview.train.pretrain import main
+    from twoview.train.command import main
 
     return main(composed)

@@ -63,6 +63,7 @@ class Meter(pl.Callback):
             "seconds": self.seconds,
             "seconds_waited": self.waited,
             "latest": dict(self.latest),
+            "numbers": list(self.numbers),
             "names": list(self._names),
             "sum": None if self._sum is None else self._sum.cpu(),
             "count": self._count,
@@ -73,7 +74,7 @@ class Meter(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.latest = state_dict["seconds"], state_dict["latest"]
         self.waited = state_dict.get("seconds_waited", 0.0)
-        self._names = tuple(state_dict["names"])
+        self.numbers, self._names = tuple(state_dict["numbers"]), tuple(state_dict["names"])
         self._sum, self._count = state_dict["sum"], state_dict["count"]
         self._elapsed, self._waited = state_dict["elapsed"], state_dict.get("waited", 0.0)
 

@@ -1,0 +1,70 @@
+"""`twoview train`: one run of a composed configuration, in the folder that Hydra made for it."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from pytorch_lightning.utilities import rank_zero_only
+
+from twoview.cli.entry import output_dir, overrides, plain
+from twoview.cli.program import spelled
+from twoview.errors import UserError
+from twoview.run.folder import CHECKPOINT
+from twoview.run.resume import resumed
+from twoview.train.budget import TrialStopped
+from twoview.train.pretrain import EXIT_CODES, run
+
+log = logging.getLogger(__name__)
+
+WAITING = 0.1  # share of the time that a run may wait for batches without a word about it
+
+
+def main(composed: DictConfig) -> int:
+    """Trains, says how it went, and returns the exit code."""
+    run_dir = output_dir()
+    try:
+        config = plain(composed)
+        if config["resume"] == "auto":
+            _need_a_fixed_folder()
+        elif config["resume"] and isinstance(config["resume"], str):
+            config, run_dir = resumed(composed, overrides())
+        summary = run(config, run_dir)
+    except TrialStopped as stop:
+        log.info("%s, before the run began", stop)
+        return EXIT_CODES.get(str(stop), 1)
+    finally:
+        _remove_if_empty(output_dir())
+    _say_goodbye(summary, run_dir)
+    return EXIT_CODES.get(summary["status"], 0)
+
+
+def _need_a_fixed_folder() -> None:
+    words = HydraConfig.get().overrides.hydra
+    if not any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in words):
+        raise UserError(
+            "resume=auto goes on with the run in its folder, and without hydra.run.dir=... that is a new one at every "
+            "start: name it, as hydra.run.dir=runs/mine"
+        )
+
+
+@rank_zero_only
+def _say_goodbye(summary: dict[str, Any], run_dir: Path) -> None:
+    if (summary["waiting"] or 0) > WAITING:
+        log.info("input-bound: %.0f %% of the time waiting for data", 100 * summary["waiting"])
+    if summary["status"] == "finished":
+        knn = summary["knn"]
+        score = f"kNN {knn['final']:.2%}, " if knn and knn["final"] is not None else ""
+        log.info("done in %s: %sloss %.3f", summary["training_time"], score, summary["loss"])
+        log.info("next:  %s", spelled("probe", f"ckpt={run_dir / CHECKPOINT}"))
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """A folder that no run was made in, and that of its name above it if it holds no other."""
+    for path in (folder, folder.parent):
+        if not path.is_dir() or any(path.iterdir()):
+            return
+        path.rmdir()
+        if path.parent.parent.name != "runs":  # runs/<name>/<date>: what Hydra makes by itself
+            return
