@@ -1,5 +1,6 @@
 """What the end-to-end tests share: the real configurations shrunk, one finished run, and commands run in process."""
 
+import io
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -40,6 +42,7 @@ TINY = (
     "trainer=cpu",
     "knn.every_epochs=1",
 )
+SOUNDS = ("data=fsdd", "data.seconds=0.16", "encoder.channels=1", "data.mel.bands=16")  # with `spoken` as data.root
 WORDS = {
     script: command for command, script in SCRIPTS.items()
 }  # commands by the name of their script, if it is another
@@ -127,3 +130,24 @@ def command(
         return Ended(code if isinstance(code, int) else 1, out, err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of Parquet files like those of spoken digits: ten classes of noisy tones, said by three speakers."""
+    soundfile, pa = pytest.importorskip("soundfile"), pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    folder, generator = tmp_path_factory.mktemp("fsdd"), np.random.default_rng(0)
+    for split, rows in (("train", 60), ("test", 30)):
+        columns: dict[str, list[Any]] = {"audio": [], "label": [], "speaker": []}
+        for row in range(rows):
+            seconds = np.arange(generator.integers(500, 900)) / 8000
+            wave = 0.3 * np.sin(2 * np.pi * (300 + 300 * (row % 10)) * seconds)
+            file = io.BytesIO()
+            soundfile.write(file, wave + 0.02 * generator.standard_normal(len(wave)), 8000, format="FLAC")
+            columns["audio"].append({"bytes": file.getvalue(), "path": f"{row}.flac"})
+            columns["label"].append(row % 10)
+            columns["speaker"].append(("george", "jackson", "theo")[row // 10 % 3])
+        pq.write_table(pa.table(columns), folder / f"{split}.parquet")
+    return folder

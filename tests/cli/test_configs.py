@@ -15,6 +15,7 @@ import hydra
 import pytest
 import torch
 import yaml
+from conftest import SOUNDS
 
 from twoview.cli import schema
 from twoview.cli.configs import CONFIGS, groups, options
@@ -124,10 +125,18 @@ def test_every_command_of_the_help_page_composes(compose: Compose) -> None:
         compose(*(re.sub(r"=([^\[,]+),.*", r"=\1", word) for word in words))
 
 
-def shrunk(name: str, compose: Compose) -> list[str]:
+def hears(augment: dict[str, Any]) -> bool:
+    """Whether a policy is for sounds."""
+    return any(".audio." in op["_target_"] for op in augment["ops"].values())
+
+
+def shrunk(name: str, compose: Compose, request: pytest.FixtureRequest) -> list[str]:
     """Overrides under which an experiment is a matter of a second, its encoder, policy and optimizer as they are."""
     config = compose(f"experiment={name}")
-    words = [f"experiment={name}", "data=shapes", "data.n_train=24", "data.n_test=10", "data.size=8"]
+    if hears(config["augment"]):
+        words = [f"experiment={name}", *SOUNDS, f"data.root={request.getfixturevalue('spoken')}"]
+    else:
+        words = [f"experiment={name}", "data=shapes", "data.n_train=24", "data.n_test=10", "data.size=8"]
     words += ["batch_size=16", "epochs=1", "loader.max_batches=1", "trainer=cpu", "log_every_steps=1"]
     if config["encoder"]["_target_"].endswith("resnet50"):  # a smaller one that takes the same keys
         words += ["encoder=resnet18", "model.projector.hidden_dim=64"]
@@ -146,10 +155,10 @@ def shrunk(name: str, compose: Compose) -> list[str]:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_trains_resumes_and_is_probed(
-    name: str, compose: Compose, tmp_path: Path, command: Callable[..., Any]
+    name: str, compose: Compose, tmp_path: Path, command: Callable[..., Any], request: pytest.FixtureRequest
 ) -> None:
     folder = tmp_path / "run"
-    config = compose(*shrunk(name, compose))
+    config = compose(*shrunk(name, compose, request))
     assert pretrain.run(config, folder)["steps"] == 1
     before = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
     summary = pretrain.run(config | {"epochs": 2, "resume": str(folder), "allow_changes": True}, folder)
@@ -172,8 +181,11 @@ def test_every_encoder_gives_what_its_dim_says(compose: Compose, option: str) ->
 @pytest.mark.parametrize("option", options("optimizer"))
 @pytest.mark.parametrize("augment", options("augment"))
 def test_every_optimizer_and_policy_make_a_step(
-    compose: Compose, tiny: list[str], tmp_path: Path, option: str, augment: str
+    compose: Compose, tiny: list[str], tmp_path: Path, option: str, augment: str, request: pytest.FixtureRequest
 ) -> None:
+    if hears(compose(f"augment={augment}")["augment"]):
+        tiny = [word for word in tiny if not word.startswith("data")]
+        tiny += [*SOUNDS, f"data.root={request.getfixturevalue('spoken')}"]
     words = [*tiny, f"optimizer={option}", f"augment={augment}", "optimizer.warmup_epochs=0", "loader.max_batches=1"]
     if augment == "simclr_imagenet":
         words.append("augment.ops.crop.size=20")

@@ -8,33 +8,49 @@ from torch import nn
 from twoview.errors import UserError
 
 
-def resnet18(stem: Literal["cifar", "imagenet"] = "cifar", zero_init_residual: bool = False) -> nn.Module:
+def resnet18(
+    stem: Literal["cifar", "imagenet"] = "cifar",
+    zero_init_residual: bool = False,
+    channels: int = 3,
+) -> nn.Module:
     """ResNet-18: h of 512 dimensions."""
-    return _encoder(torchvision.models.resnet18(zero_init_residual=zero_init_residual), stem)
+    return _encoder(torchvision.models.resnet18(zero_init_residual=zero_init_residual), stem, channels)
 
 
-def resnet34(stem: Literal["cifar", "imagenet"] = "cifar", zero_init_residual: bool = False) -> nn.Module:
+def resnet34(
+    stem: Literal["cifar", "imagenet"] = "cifar",
+    zero_init_residual: bool = False,
+    channels: int = 3,
+) -> nn.Module:
     """ResNet-34: h of 512 dimensions."""
-    return _encoder(torchvision.models.resnet34(zero_init_residual=zero_init_residual), stem)
+    return _encoder(torchvision.models.resnet34(zero_init_residual=zero_init_residual), stem, channels)
 
 
-def resnet50(stem: Literal["cifar", "imagenet"] = "cifar", zero_init_residual: bool = False) -> nn.Module:
+def resnet50(
+    stem: Literal["cifar", "imagenet"] = "cifar",
+    zero_init_residual: bool = False,
+    channels: int = 3,
+) -> nn.Module:
     """ResNet-50: h of 2048 dimensions."""
-    return _encoder(torchvision.models.resnet50(zero_init_residual=zero_init_residual), stem)
+    return _encoder(torchvision.models.resnet50(zero_init_residual=zero_init_residual), stem, channels)
 
 
-def _encoder(network: Any, stem: str) -> nn.Module:
+def _encoder(network: Any, stem: str, channels: int) -> nn.Module:
     """`network` without its classifier. Every key of its weights is torchvision's.
 
     The stem `cifar` is that of SimCLR, appendix B.9: a 3x3 convolution of stride 1 in place of the 7x7 of stride 2,
-    and no max-pooling; `imagenet` is torchvision's own.
+    and no max-pooling; `imagenet` is torchvision's own. `channels`: of the images; spectrograms have 1.
     """
     if stem not in ("cifar", "imagenet"):
         raise UserError(f"encoder.stem must be cifar or imagenet, not {stem}")
+    if channels < 1:
+        raise UserError(f"encoder.channels={channels}: images have at least one")
     if stem == "cifar":
-        network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         network.maxpool = nn.Identity()
+    if stem == "cifar" or channels != 3:
+        size, stride = (3, 1) if stem == "cifar" else (7, 2)
+        network.conv1 = nn.Conv2d(channels, 64, kernel_size=size, stride=stride, padding=size // 2, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.dim = network.fc.in_features
     network.fc = nn.Identity()
     return network

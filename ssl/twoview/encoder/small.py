@@ -11,18 +11,20 @@ from twoview.errors import UserError
 class Small(nn.Module):
     """Four stages of 3x3 convolutions; h is the spatial mean of the last three stages side by side.
 
-    Images (B, 3, H, W) of at least 8 x 8 pixels -> h (B, `widths[1]` + `widths[2]` + `widths[3]`). The stem halves
-    the resolution at once with a 4x4 convolution of stride 2, and stages 2 and 3 halve it again. Every convolution is
-    followed by batch normalisation and ReLU; stages 1 and 2 add a residual one. The mean over several stages serves a
-    linear probe better than the last stage alone.
+    Images (B, `channels`, H, W) of at least 8 x 8 pixels -> h (B, `widths[1]` + `widths[2]` + `widths[3]`). The stem
+    halves the resolution at once with a 4x4 convolution of stride 2, and stages 2 and 3 halve it again. Every
+    convolution is followed by batch normalisation and ReLU; stages 1 and 2 add a residual one. The mean over several
+    stages serves a linear probe better than the last stage alone.
     """
 
-    def __init__(self, widths: Sequence[int] = (64, 128, 256, 512)) -> None:
+    def __init__(self, widths: Sequence[int] = (64, 128, 256, 512), channels: int = 3) -> None:
         super().__init__()
         if len(widths) != 4 or min(widths) < 1:
             raise UserError(f"encoder small needs four widths of at least 1, not {list(widths)}")
+        if channels < 1:
+            raise UserError(f"encoder.channels={channels}: images have at least one")
         w1, w2, w3, w4 = widths
-        self.stage1 = nn.Sequential(_convolution(3, w1, kernel_size=4, stride=2), _Residual(w1))
+        self.stage1 = nn.Sequential(_convolution(channels, w1, kernel_size=4, stride=2), _Residual(w1))
         self.stage2 = nn.Sequential(nn.MaxPool2d(2), _convolution(w1, w2), _Residual(w2))
         self.stage3 = nn.Sequential(nn.MaxPool2d(2), _convolution(w2, w3))
         self.stage4 = _convolution(w3, w4)

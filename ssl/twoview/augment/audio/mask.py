@@ -23,7 +23,7 @@ class _Mask(BatchAugment):
             raise UserError(f"{type(self).__name__}: width={width} and count={count} must not be negative")
         self.width, self.count = width, count
 
-    def widest(self, size: int) -> float:
+    def widest(self, size: int) -> int:
         return min(self.width, size)
 
     def sample(self, draw: Draw, n: int, shape: tuple[int, ...]) -> Params:
@@ -63,5 +63,5 @@ class TimeMask(_Mask):
             raise UserError(f"TimeMask: share must lie in [0, 1], not {share}")
         self.share = share
 
-    def widest(self, size: int) -> float:
-        return min(self.width, self.share * size)
+    def widest(self, size: int) -> int:
+        return min(self.width, int(self.share * size))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from twoview.augment.audio.wave import between
+from twoview.augment.audio.waves import between
 from twoview.augment.operation import BatchAugment, Params, check_range
 from twoview.data.audio.decode import Sound
 from twoview.data.audio.mel import SPECTROGRAM, LogMel

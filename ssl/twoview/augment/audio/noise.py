@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from twoview.augment.audio.wave import WaveAugment, between, inside
+from twoview.augment.audio.waves import WaveAugment, between, inside
 from twoview.augment.operation import Params, check_range
 from twoview.data.audio.decode import SUFFIXES, Clips, Sound
 from twoview.data.audio.mel import LogMel

@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from twoview.augment.audio.wave import WaveAugment, between, inside, log_between
+from twoview.augment.audio.waves import WaveAugment, between, inside, log_between
 from twoview.augment.operation import Params, check_range
 from twoview.data.audio.decode import Sound
 from twoview.data.audio.resample import resample
@@ -86,6 +87,7 @@ def stretch(waves: Tensor, rate: Tensor, length: int, n_fft: int) -> Tensor:
     """Waves (B, T) played at `rate` (B,) without a change of pitch: (B, length), silence beyond the end."""
     hop = n_fft // 4
     window = torch.hann_window(n_fft, device=waves.device)
+    waves = F.pad(waves, (0, -waves.shape[1] % hop))  # whole frames
     spectrum = torch.stft(waves, n_fft, hop, window=window, center=True, pad_mode="constant", return_complex=True)
     spoken = vocode(spectrum, rate, -(-length // hop) + 1, hop)  # (B, bins, frames)
     return torch.istft(spoken, n_fft, hop, window=window, center=True, length=length)
@@ -102,7 +104,7 @@ def vocode(spectrum: Tensor, rate: Tensor, frames: int, hop: int) -> Tensor:
     advance = (torch.arange(bins, device=spectrum.device) * (turn / 2 * hop / (bins - 1))).remainder(turn)[:, None]
     place = torch.arange(frames, device=spectrum.device) * rate[:, None]  # (B, frames)
     below = place.long()
-    padded = torch.nn.functional.pad(spectrum, (0, 2))
+    padded = F.pad(spectrum, (0, 2))
     first, second = (
         padded.gather(2, (below + later).clamp(max=n + 1)[:, None].expand(B, bins, frames)) for later in (0, 1)
     )

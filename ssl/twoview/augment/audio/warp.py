@@ -60,5 +60,7 @@ class Warp(BatchAugment):
             at = start[:, None] + torch.arange(side, device=x.device) * step[:, None]  # (B, side)
             axes.append(at * (2 / max(1, side - 1)) - 1)
         across, down = axes
-        grid = torch.stack(torch.broadcast_tensors(across[:, None, :], down[:, :, None]), dim=3)  # (B, bands, frames, 2)
+        grid = torch.stack(
+            torch.broadcast_tensors(across[:, None, :], down[:, :, None]), dim=3
+        )  # (B, bands, frames, 2)
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=True)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twoview.data.audio.decode import WHOLE, Clips, Sound
-from twoview.data.demand import Samples
+from twoview.data.demand import Samples, take
 from twoview.data.preprocess import Preprocess
 from twoview.errors import UserError
 
@@ -95,8 +95,8 @@ class Mel(nn.Module):
 def filters(rate: int, n_fft: int, bands: int, low: float, high: float) -> Tensor:
     """The bank of triangles: float64 (n_fft // 2 + 1, bands), each 1 at its peak."""
     at = torch.linspace(0, rate // 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]  # Hz of a bin
-    ends = (2595 * math.log10(1 + f / 700) for f in (low, high))
-    edges = 700 * (10 ** (torch.linspace(*ends, bands + 2, dtype=torch.float64) / 2595) - 1)  # (bands + 2,)
+    first, last = (2595 * math.log10(1 + f / 700) for f in (low, high))
+    edges = 700 * (10 ** (torch.linspace(first, last, bands + 2, dtype=torch.float64) / 2595) - 1)  # (bands + 2,)
     rising = (at - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - at) / (edges[2:] - edges[1:-1])
     return torch.minimum(rising, falling).clamp(min=0)
@@ -164,8 +164,9 @@ def fitted(mel: Mel, clips: Sound | Clips) -> LogMel:
     sample = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:STATISTICS_SAMPLE]
     count, total, squares = 0, torch.zeros(mel.bands, dtype=torch.float64), torch.zeros(mel.bands, dtype=torch.float64)
     for part in sample.split(64):
-        waves = (clips.fetch(part.tolist()) if isinstance(clips, Clips) else {"wave": clips["wave"][part]})["wave"]
-        frames = mel(waves / WHOLE)[:, 0].transpose(1, 2).flatten(0, 1).double()  # (clips x frames, bands)
+        some = clips.fetch(part.tolist()) if isinstance(clips, Clips) else take(clips, part)
+        assert isinstance(some, dict)
+        frames = mel(some["wave"] / WHOLE)[:, 0].transpose(1, 2).flatten(0, 1).double()  # (clips x frames, bands)
         frames = frames[(frames > 0).any(1)]
         count, total, squares = count + len(frames), total + frames.sum(0), squares + frames.square().sum(0)
     mean = total / max(1, count)

@@ -54,11 +54,12 @@ def audio_parquet(
     if not rows or not learned:
         raise UserError(f"{root} has no rows in the {split} split ({', '.join(f.name for f in files)})")
 
-    labels, classes = None, ()
+    labels: torch.Tensor | None = None
+    classes: tuple[str, ...] = ()
     if label_column:
         labelled, start = (of_test, n) if split == "test" and not left else (files, 0)
-        labels, classes = read_classes(labelled, of_train, label_column, blobs[start:])
-        labels = None if labels is None else labels[torch.tensor(rows) - start]
+        numbers, classes = read_classes(labelled, of_train, label_column, blobs[start:])
+        labels = None if numbers is None else numbers[torch.tensor(rows) - start]
     window = Clips([blobs[row] for row in learned], mel.rate, seconds)
     clips = load_clips([blobs[row] for row in rows], mel.rate, window.window / mel.rate, in_memory)
     preprocess = fitted(mel, clips if split == "train" else window)
