@@ -11,11 +11,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import twoview
 from twoview.parallel import precision
 from twoview.parallel.precision import best_precision, half_of, native_half
 from twoview.train import pretrain
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "convolution", "conv2d")
+
+
+def test_one_place_decides() -> None:
+    package = Path(twoview.__file__).parent
+    named = {str(path.relative_to(package)) for path in package.rglob("*.py") if "bfloat16" in path.read_text()}
+    assert named == {"parallel/precision.py"}
 
 
 @pytest.mark.parametrize(

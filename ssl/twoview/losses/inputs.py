@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 def in_float32(loss: Callable[P, R]) -> Callable[P, R]:
-    """`loss` with autocast off and its bfloat16 and float16 tensors widened to float32. float64 stays.
+    """`loss` with autocast off and its tensors in half precision widened to float32. float64 stays.
 
     Exponentials of 1 / temperature, sums over D x D entries and factorisations lose everything in half precision.
     """
@@ -31,7 +31,7 @@ def _widen(arg: Any) -> Any:
     """Widens a tensor, or those of a list or tuple (which becomes a list)."""
     if isinstance(arg, (list, tuple)):
         return [_widen(x) for x in arg]
-    half = isinstance(arg, Tensor) and arg.dtype in (torch.bfloat16, torch.float16)
+    half = isinstance(arg, Tensor) and arg.is_floating_point() and torch.finfo(arg.dtype).bits < 32
     return arg.float() if half else arg
 
 

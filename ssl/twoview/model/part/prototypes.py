@@ -9,7 +9,7 @@ class Prototypes(nn.Module):
     """z (N, `dim`) of any length -> its cosines (N, `count`) with unit vectors, in float32 at least.
 
     Only the directions of `weight` (K, D) count, which is a weight-normed linear layer whose gain is fixed at 1. At
-    temperature 0.04 the rounding of a cosine in bfloat16 would change a logit by 0.1.
+    temperature 0.04 the rounding of a cosine in half precision would change a logit by 0.1.
     """
 
     def __init__(self, dim: int, count: int) -> None:
