@@ -372,6 +372,18 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     assert html(written).tags.count("picture") == 1
 
 
+def test_methods_without_accuracy_chance_level_and_head_are_compared_by_what_they_have(tmp_path: Path) -> None:
+    def without(result: dict[str, Any]) -> None:
+        result["pretext"] = {"loss": 0.5, "chance_loss": None, "spread": 0.9}
+        for entry in (*result["invariance"].values(), *result["decode"].values(), *result["factors"].values()):
+            entry.pop("z")
+        result["quality"].pop("z")
+
+    written = study_page.write(study(tmp_path / "study", at(0, 1), change=without))
+    assert {"invariance", "factors", "quality"} <= written.keys()
+    assert "pretext" not in written
+
+
 def test_numbers_that_are_none_do_not_count(tmp_path: Path) -> None:
     def collapse(result: dict[str, Any]) -> None:
         if (result["arm"], result["seed"]) == ("s=0", 1):

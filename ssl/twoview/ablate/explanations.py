@@ -25,8 +25,9 @@ NAMES = {"h": "Representation h", "z": "Projection z"}
 
 def explanations(study: Results) -> list[Chart]:
     """The charts whose numbers were measured."""
-    kinds = {"invariance": invariance, "factors": factors, "quality": quality, "pretext": pretext}
-    return [chart(study) for what, chart in kinds.items() if study.names(what)]
+    kinds = {"invariance": invariance, "factors": factors, "quality": quality}
+    charts = [chart(study) for what, chart in kinds.items() if study.names(what)]
+    return charts + [pretext(study)] * any(map(study.values, ("pretext.accuracy", "pretext.chance_loss")))
 
 
 def invariance(study: Results) -> Chart:

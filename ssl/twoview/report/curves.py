@@ -24,6 +24,7 @@ def curves(rows: Sequence[Mapping[str, float]], title: str = "") -> Plot:
             (left, "loss", 1, "loss", {"color": theme.good, "lw": 1.8} | few),
             (left, "chance_loss", 1, "chance level", {"color": theme.pale, "lw": 1.2, "ls": (0, (4, 3))}),
             (right, "accuracy", 100, "contrastive accuracy (training)", {"color": theme.good, "lw": 1.8} | few),
+            (right, "spread", 100, "spread (0: collapsed)", {"color": theme.pale, "lw": 1.8} | few),
             (right, "knn", 100, "kNN (test)", {"color": theme.bad, "lw": 1.8, "marker": "o", "ms": 3.5}),
         ]
         for panel, name, scale, label, style in lines:
