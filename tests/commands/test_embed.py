@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from twoview.commands import embed
 from twoview.data.image.shapes import shapes
 from twoview.data.set import SampleSet
 from twoview.encoder.frozen import digest
 from twoview.errors import UserError
+from twoview.evaluate import files
 from twoview.evaluate.features import extract
 from twoview.run import atomic
 from twoview.run.checkpoint import load_encoder, load_projector
@@ -103,7 +103,7 @@ def test_any_shape_comes_back(tmp_path: Path, kind: str, n: int, dim: int, size:
     metadata = {"name": 'with "quotes", ü and \n'}
     if kind == "parquet":
         pytest.importorskip("pyarrow")
-    embed.WRITERS[kind](tmp_path / "f", (n, dim), blocks(n, dim, size), columns, metadata)
+    files.WRITERS[kind](tmp_path / "f", (n, dim), blocks(n, dim, size), columns, metadata)
     found, said = read(tmp_path / "f", kind)
     assert said == metadata
     assert np.array_equal(found.pop("features"), np.concatenate(list(blocks(n, dim, size))))
@@ -131,7 +131,7 @@ def test_memory_is_that_of_a_few_blocks(tmp_path: Path, kind: str) -> None:
 
     tracemalloc.start()
     try:
-        embed.WRITERS[kind](tmp_path / "f", (n * rows, dim), measured(), {"index": np.arange(n * rows)}, {})
+        files.WRITERS[kind](tmp_path / "f", (n * rows, dim), measured(), {"index": np.arange(n * rows)}, {})
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -229,7 +229,7 @@ def test_features_that_are_not_finite_are_named_by_their_image(finished: Path, s
             return h
 
     with pytest.raises(UserError, match="features of test row 20 of shapes are NaN"):
-        list(embed._blocks(Broken(), {"test": splits["test"]}, 16))
+        list(files.blocks_of(Broken(), {"test": splits["test"]}, 16))
 
 
 @pytest.mark.parametrize(

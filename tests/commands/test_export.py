@@ -15,10 +15,11 @@ import torchvision
 from safetensors import safe_open
 from torch import nn
 
-from twoview.commands import export
+from twoview.commands.export import TOLERANCE
 from twoview.data.image.pixels import Pixels
 from twoview.encoder.frozen import digest
 from twoview.errors import UserError
+from twoview.run import export
 from twoview.run.checkpoint import build_encoder, load_encoder, save_encoder
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -155,7 +156,7 @@ def test_a_file_that_disagrees_is_not_left(
     off = copy.deepcopy(loaded)
     next(p for p in off.parameters() if p.dim() > 1).add_(0.01)
     if kind == "safetensors":
-        monkeypatch.setattr(export, "write_safetensors", lambda encoder, path: off)
+        monkeypatch.setattr("twoview.commands.export.write_safetensors", lambda encoder, path: off)
     else:
         write = export.GRAPHS[kind]
         monkeypatch.setitem(export.GRAPHS, kind, lambda encoder, *words: write(off, *words))
@@ -171,7 +172,7 @@ def test_nan_is_no_agreement(finished: Path) -> None:
     images = torch.rand(3, 3, 16, 16)
     assert export.disagreement(encoder, encoder, images)[0] == 0
     difference, scale = export.disagreement(encoder, lambda x: encoder(x) * torch.nan, images)
-    assert not difference <= export.TOLERANCE * scale
+    assert not difference <= TOLERANCE * scale
     with pytest.raises(UserError, match=r"features of shape \(3, 1\)"):
         export.disagreement(encoder, lambda x: encoder(x)[:, :1], images)
 
@@ -211,7 +212,7 @@ def test_the_size_can_be_another(finished: Path, command: Callable[..., Any]) ->
         (["ckpt={run}", "num_classes=0"], r"num_classes adds a classifier to format=torchvision: a number of at least"),
         (["ckpt={run}", "format=pt2", "encoder_of=teacher"], r"holds no teacher"),
         (["ckpt={run}", "format=pt2", "out=no/such/folder/x"], r"cannot write no/such/folder/x: No such file"),
-        (["ckpt={run}", "format=pt2", "out={run}"], r"it is a folder; name a file by out="),
+        (["ckpt={run}", "format=pt2", "out={run}"], r"it is a folder; name another file by out="),
         (["ckpt={run}", "invented=1"], r"has no key 'invented'"),
     ],
 )

@@ -27,14 +27,14 @@ from twoview.augment.image.photometric import ColorJitter, Grayscale
 from twoview.augment.operation import BatchAugment
 from twoview.augment.views import TwoViews
 from twoview.cli import schema
-from twoview.commands import preview
+from twoview.commands.preview import at_strength
 from twoview.data.batches import GlobalBatches, TwoViewDataModule
 from twoview.data.image.pixels import Pixels
 from twoview.data.image.pixels import draw as draw_pixels
 from twoview.data.image.shapes import shapes
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
-from twoview.report import sheet
+from twoview.report import preview, sheet
 from twoview.rng import Draw
 from twoview.watch.views import ViewSheet
 
@@ -132,7 +132,7 @@ def test_a_strength_is_that_of_the_command_line(strength: float, compose: Compos
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         composed = hydra.compose("preview", overrides=["augment=simclr_imagenet"])
     expected = compose("augment=simclr_imagenet", f"augment.strength={strength}")["augment"]
-    assert preview.at_strength(composed, strength) == expected
+    assert at_strength(composed, strength) == expected
     assert expected["ops"]["jitter"]["strength"] == strength
     assert composed.augment.strength == 1.0  # as it was
 
@@ -298,7 +298,7 @@ def test_small_pictures_are_enlarged_by_whole_pixels_and_large_ones_reduced() ->
 @pytest.mark.parametrize(("channels", "side"), [(1, 16), (2, 16), (4, 16), (3, 200), (3, 400)])
 def test_pictures_of_any_kind_find_a_place(channels: int, side: int) -> None:
     rows = [[sheet.Picture(torch.rand(channels, side, side)), sheet.Picture(torch.rand(channels, 32, 40), ["below"])]]
-    figure = sheet.draw("title", "about", [sheet.Band([("", ["left", "right"])], rows)])
+    figure = sheet.sheet("title", "about", [sheet.Band([("", ["left", "right"])], rows)])
     figure.savefig(stored := io.BytesIO())
     page = np.asarray(Image.open(stored).convert("RGB"))
     assert page.shape[1] >= 2 * min(side, 128)
@@ -313,7 +313,7 @@ def test_a_page_has_room_for_its_words() -> None:
     picture = sheet.Picture(torch.full((3, 16, 16), 0.5), ["a caption of many words " * 5])
     widths, heights = [], []
     for title in ("short", "a title that is much longer than the picture below it is wide"):
-        figure = sheet.draw(title, "about", [sheet.Band([("", ["heading"])], [[picture]])])
+        figure = sheet.sheet(title, "about", [sheet.Band([("", ["heading"])], [[picture]])])
         figure.savefig(stored := io.BytesIO())
         page = np.asarray(Image.open(stored).convert("RGB"))
         border = np.concatenate([edge.reshape(-1, 3) for edge in (page[:9], page[-9:], page[:, :9], page[:, -9:])])
@@ -327,7 +327,7 @@ def test_a_page_has_room_for_its_words() -> None:
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     with pytest.raises(UserError, match=r"twoview\[plot\]"):
-        sheet.draw("", "", [])
+        sheet.sheet("", "", [])
 
 
 class Mixed(TwoViews):

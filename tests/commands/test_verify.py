@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from twoview.commands import verify
-from twoview.commands.verify import differing, first_difference
 from twoview.run.checkpoint import read_checkpoint
+from twoview.selftest import resume
+from twoview.selftest.resume import differing, first_difference
 
 
 def test_trees_are_compared_to_the_bit() -> None:
@@ -75,8 +76,9 @@ def test_the_command_compares_and_its_exit_code_says_the_outcome(
         shutil.copytree(finished, folder, dirs_exist_ok=True)
         return 1.0
 
-    monkeypatch.setattr(verify, "run_through", put)
-    monkeypatch.setattr(verify, "killed", lambda *arguments: 5)
+    for module in (verify, resume):
+        monkeypatch.setattr(module, "run_through", put)
+    monkeypatch.setattr(resume, "killed", lambda *arguments: 5)
     ended = command(*tiny, "steps=3", "out=found.json", name="verify_resume")
     assert ended.code == 0, ended.err
     assert ended.out.count("the same to the bit") == 3

@@ -17,10 +17,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from twoview.commands.verify import first_difference
 from twoview.errors import UserError
 from twoview.run.checkpoint import Damaged, load_encoder, read_checkpoint, read_newest
 from twoview.run.saving import AtomicCheckpointIO, Checkpoints, held, kept
+from twoview.selftest.resume import first_difference
 from twoview.train import pretrain
 from twoview.watch.meter import Meter
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from twoview.commands.verify import Moment, command, first_difference, killed
 from twoview.run.checkpoint import read_checkpoint
+from twoview.selftest.resume import Moment, command, first_difference, killed
 from twoview.train import pretrain
 
 MODELS = {

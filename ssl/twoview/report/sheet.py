@@ -63,7 +63,7 @@ class Band:
     rows: Sequence[Sequence[Picture]]
 
 
-def draw(title: str, about: str, bands: Sequence[Band]) -> Any:
+def sheet(title: str, about: str, bands: Sequence[Band]) -> Any:
     """A matplotlib figure of bands below each other. Saved at its own resolution, each pixel of a picture is a square
     of whole pixels.
     """

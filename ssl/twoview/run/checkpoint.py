@@ -28,6 +28,7 @@ from twoview.data.preprocess import Preprocess
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.run.atomic import whole
+from twoview.run.folder import CHECKPOINT
 from twoview.run.saving import FORMAT as FORMAT
 from twoview.run.saving import AtomicCheckpointIO as AtomicCheckpointIO
 from twoview.run.saving import Checkpoints as Checkpoints
@@ -59,7 +60,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        path = path / "last.ckpt"
+        path = path / CHECKPOINT
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; give the last.ckpt of a run, or its folder")
     damaged = Damaged(f"{path} cannot be read as a checkpoint: it is damaged, or not a checkpoint of twoview")

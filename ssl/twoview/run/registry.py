@@ -15,6 +15,7 @@ from rich.text import Text
 
 from twoview.cli.program import spelled
 from twoview.errors import UserError
+from twoview.run.folder import CONFIG, IDENTITY, METRICS, PROBE, SUMMARY, read_json
 from twoview.run.identity import BESIDE, apart, config_hash, differences, flat, relevant
 
 WIDTH = 240  # characters of a line in files and pipes
@@ -55,30 +56,22 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """UserError where no run is."""
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"there is no run in {folder}: it lacks a config.yaml")
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"there is no run in {folder}: it lacks a {CONFIG}")
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config = yaml.safe_load((folder / CONFIG).read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{folder / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.yaml'} is no configuration")
-    top1 = _json(folder / "linear_probe.json").get("top1")
+    top1 = read_json(folder / PROBE).get("top1")
     return Run(
         folder,
         config,
-        _json(folder / "identity.json"),
-        _json(folder / "summary.json"),
+        read_json(folder / IDENTITY),
+        read_json(folder / SUMMARY),
         float(top1) if isinstance(top1, int | float) else None,
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def find_runs(root: Path) -> list[Run]:
@@ -87,8 +80,8 @@ def find_runs(root: Path) -> list[Run]:
         raise UserError(f"there is no folder {root}; name that of your runs: --root runs")
     found = [
         read_run(path.parent)
-        for path in sorted(root.rglob("config.yaml"))
-        if any((path.parent / name).exists() for name in ("identity.json", "summary.json", "metrics.csv"))
+        for path in sorted(root.rglob(CONFIG))
+        if any((path.parent / name).exists() for name in (IDENTITY, SUMMARY, METRICS))
     ]
     if not found:
         raise UserError(f"there is no run below {root}; name the folder of your runs: --root runs")

@@ -23,6 +23,7 @@ from twoview.data.demand import Shape
 from twoview.data.preprocess import Preprocess
 from twoview.errors import UserError
 from twoview.run.atomic import replace_durably
+from twoview.run.folder import CHECKPOINT
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def kept(folder: Path) -> list[Path]:
     """The checkpoints of a run folder, from new to old."""
     before = [p for p in folder.glob("last-*.ckpt") if re.fullmatch(r"last-\d+\.ckpt", p.name)]
     before.sort(key=lambda path: int(path.stem.removeprefix("last-")))
-    return [path for path in (folder / "last.ckpt", *before) if path.is_file()]
+    return [path for path in (folder / CHECKPOINT, *before) if path.is_file()]
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -133,7 +134,7 @@ class Checkpoints(pl.Callback):
         self._requeue: Any = None  # Lightning's handler, under SLURM
 
     def path(self, trainer: pl.Trainer) -> Path:
-        return Path(trainer.default_root_dir) / "last.ckpt"
+        return Path(trainer.default_root_dir) / CHECKPOINT
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._deadline = time.monotonic() + self.max_seconds if self.max_seconds is not None else float("inf")

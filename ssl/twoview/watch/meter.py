@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from twoview.errors import UserError
-from twoview.run.folder import read_rows, write_rows
+from twoview.run.folder import METRICS, read_rows, write_rows
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Meter(pl.Callback):
         self._elapsed, self._waited = state_dict["elapsed"], state_dict.get("waited", 0.0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._file = Path(trainer.default_root_dir) / "metrics.csv"
+        self._file = Path(trainer.default_root_dir) / METRICS
         if trainer.is_global_zero:
             self._columns = _keep_rows(self._file, trainer.global_step)
         self._free = time.monotonic()

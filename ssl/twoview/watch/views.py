@@ -13,6 +13,7 @@ from torchvision.utils import make_grid, save_image
 from twoview.data.batches import TwoViewDataModule
 from twoview.report.sheet import shown
 from twoview.rng import permutation
+from twoview.run.folder import VIEWS
 
 
 class ViewSheet(pl.Callback):
@@ -27,7 +28,7 @@ class ViewSheet(pl.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero and trainer.global_step == 0 and data.train.draw is not None:
             sheet = self.draw(data)
-            save_image(sheet, Path(trainer.default_root_dir) / "views.png")
+            save_image(sheet, Path(trainer.default_root_dir) / VIEWS)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image("views", sheet, global_step=0)
