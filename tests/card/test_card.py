@@ -244,7 +244,7 @@ def test_a_run_of_other_code_is_compared_on_demand_only(finished: Path, command:
     [
         (["ckpt=null"], "which run"),
         (["transfer=[cifra100]"], "Did you mean cifar100?"),
-        (["transfer=[shapes]"], "trained on images of 16 x 16 pixels, shapes has 32 x 32"),
+        (["transfer=[shapes]"], "trained on samples of 3 x 16 x 16, shapes has samples of 3 x 32 x 32"),
         (["k=[0]"], "k=[0]"),
         (["temperature=[]"], "temperature=[]"),
         (["fractions=[1.5]"], "fractions=[1.5]"),

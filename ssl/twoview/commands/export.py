@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from twoview.cli.entry import plain
+from twoview.data.demand import Samples, Shape, shape_of, shape_words
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.subject import check_run, checkpoint_file, origin
@@ -52,29 +53,30 @@ def export_command(composed: DictConfig) -> int:
         raise UserError("num_classes adds a classifier to format=torchvision: a number of at least 1, or null")
     encoder = load_encoder(config["ckpt"], config["encoder_of"])
     path = Path(config["out"]).expanduser() if config["out"] else _default(config, encoder)
-    images = _examples(config["size"], encoder)
-    shape = tuple(images.shape[1:])
+    samples = _examples(config["size"], encoder)
     with replacing(path) as part, torch.no_grad():
         if kind == "torchvision":
             read_back = write_torchvision(encoder, part, config["num_classes"])
         elif kind == "safetensors":
             read_back = write_safetensors(encoder, part)
         else:
-            read_back = GRAPHS[kind](encoder, images[:2], part, json.dumps(origin(config, encoder)))
-        difference, scale = disagreement(encoder, read_back, images)
+            if not isinstance(samples, Tensor):
+                raise UserError(f"format={kind} takes samples of one tensor, and these have several: use safetensors")
+            read_back = GRAPHS[kind](encoder, samples[:2], part, json.dumps(origin(config, encoder)))
+        difference, scale = disagreement(encoder, read_back, samples)
         if not difference <= TOLERANCE * scale:  # NaN, too
             raise UserError(
                 f"the {kind} file is not kept: its outputs differ from the encoder's by up to {difference:.2g}, of "
                 f"values up to {scale:.2g}"
             )
     log.info("%s agrees with the encoder: largest difference %.1e, of values up to %.2g", path, difference, scale)
-    for line in _usage(kind, encoder, path, shape, config["num_classes"]):
+    for line in _usage(kind, encoder, path, shape_of(samples), config["num_classes"]):
         log.info("%s", line)
     return 0
 
 
-def _examples(size: int | None, encoder: Frozen) -> Tensor:
-    """Five samples (5, ...) to compare outputs on: noise in place of images, squares of `size` pixels if it is given;
+def _examples(size: int | None, encoder: Frozen) -> Samples:
+    """Five samples to compare outputs on: noise in place of images, squares of `size` pixels if it is given;
     of other kinds of data the first ones of the run's own.
     """
     if size is not None and (size < 1 or encoder.preprocess.kind != "image"):
@@ -84,10 +86,8 @@ def _examples(size: int | None, encoder: Frozen) -> Tensor:
         shape = (c, h, w) if size is None else (c, size, size)
         return torch.rand(5, *shape, generator=torch.Generator().manual_seed(0))
     samples = instantiate_own(encoder.config["data"], "data")(split="train")
-    examples = samples.fetch(torch.arange(min(5, len(samples))))
-    if not isinstance(examples, Tensor):
-        raise UserError("format=safetensors alone holds an encoder of samples that consist of several tensors")
-    return examples
+    found: Samples = samples.fetch(torch.arange(min(5, len(samples))))
+    return found
 
 
 def _default(config: dict[str, Any], encoder: Frozen) -> Path:
@@ -96,9 +96,9 @@ def _default(config: dict[str, Any], encoder: Frozen) -> Path:
     return checkpoint_file(config["ckpt"]).with_name(f"{stem}{key}.{SUFFIXES[config['format']]}")
 
 
-def _usage(kind: str, encoder: Frozen, path: Path, shape: tuple[int, ...], num_classes: int | None) -> list[str]:
+def _usage(kind: str, encoder: Frozen, path: Path, shape: Shape, num_classes: int | None) -> list[str]:
     """How the file is read."""
-    batch = f"(B, {', '.join(map(str, shape))})"
+    batch = f"(B, {', '.join(map(str, shape))})" if isinstance(shape, tuple) else f"(B of {shape_words(shape)})"
     if kind == "torchvision":
         pixels: Any = encoder.preprocess
         return [

@@ -41,12 +41,13 @@ def dim_of(network: nn.Module, images: SampleSet) -> int:
 
 
 def columns_of(sets: Mapping[str, SampleSet]) -> Columns:
-    """What is known of each row beside its features: its number in its split, whether that is the test split, and its
-    label where there are any (-1 in a split without).
+    """What is known of each row beside its features: its number in its split, whether that is the test split, its name
+    (of its file, or of its row in one), and its label where there are any (-1 where there is none).
     """
     index = [np.arange(len(images), dtype=np.int64) for images in sets.values()]
     test = [np.full(len(images), split == "test") for split, images in sets.items()]
     columns = {"index": np.concatenate(index), "test": np.concatenate(test)}
+    columns["name"] = np.array([name for images in sets.values() for name in images.names])
     if any(images.labels is not None for images in sets.values()):
         labels = [
             np.full(len(images), -1) if images.labels is None else images.labels.numpy() for images in sets.values()
@@ -90,10 +91,12 @@ def write_npz(
 def write_safetensors(
     path: Path, shape: tuple[int, int], blocks: Blocks, columns: Columns, metadata: Mapping[str, Any]
 ) -> None:
-    """A tensor for each column; `metadata` as a JSON text under `twoview`.
+    """A tensor for each column of numbers; `metadata`, with the names, as a JSON text under `twoview`.
 
     The format is the length of a JSON header, the header (type, shape and place of every tensor), and the bytes.
     """
+    texts = {name: values.tolist() for name, values in columns.items() if values.dtype.kind == "U"}
+    columns, metadata = {name: values for name, values in columns.items() if name not in texts}, {**metadata, **texts}
     types = {"<i8": "I64", "|b1": "BOOL", "<f4": "F32"}
     wide = sorted(columns, key=lambda name: -columns[name].itemsize)  # int64 first, then features, then bool: aligned
     before = [name for name in wide if columns[name].itemsize >= 4]
@@ -127,7 +130,8 @@ def write_parquet(
     except ModuleNotFoundError:
         raise UserError("format=parquet needs pyarrow: pip install 'twoview[parquet]'") from None
     fields = [pa.field("features", pa.list_(pa.float32(), shape[1]))]
-    fields += [pa.field(name, pa.from_numpy_dtype(values.dtype)) for name, values in columns.items()]
+    for name, values in columns.items():
+        fields.append(pa.field(name, pa.string() if values.dtype.kind == "U" else pa.from_numpy_dtype(values.dtype)))
     layout = pa.schema(fields, metadata={"twoview": json.dumps(metadata)})
     start = 0
     # Features are noise to a dictionary; the other columns are small.

@@ -5,11 +5,13 @@ import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from twoview.data.demand import Samples, take
 from twoview.data.image.pixels import Pixels
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
@@ -18,15 +20,15 @@ from twoview.run.saving import FORMAT
 
 log = logging.getLogger(__name__)
 
-Function = Callable[[Tensor], Tensor]
+Function = Callable[[Any], Tensor]
 
 
-def disagreement(encoder: nn.Module, other: Function, images: Tensor) -> tuple[float, float]:
+def disagreement(encoder: nn.Module, other: Function, samples: Samples) -> tuple[float, float]:
     """The largest absolute difference of two functions of samples, over a batch and a single one, and the largest
     absolute value of the first.
     """
     differences, scales = [], []
-    for batch in (images, images[:1]):
+    for batch in (samples, take(samples, slice(1))):
         h, found = encoder(batch), other(batch)  # (B, D) each
         if h.shape != found.shape:
             raise UserError(f"the file gives features of shape {tuple(found.shape)}, the encoder {tuple(h.shape)}")
