@@ -43,7 +43,7 @@ def run_command(name: str, task: Callable[[DictConfig], int | None], typed: Sequ
     typed = sys.argv[1:] if typed is None else typed
     debug = any(word.replace(" ", "").lower() in ("debug=true", "debug=1") for word in typed)
     _outlive_the_reader()
-    _quiet(debug)
+    quiet(debug)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra is to raise what it would print with a stack of its own
     hook = threading.excepthook
     try:
@@ -95,7 +95,7 @@ def run_words(task: Callable[[Sequence[str]], int], typed: Sequence[str]) -> Non
     returns. Errors end as those of `run_command`.
     """
     _outlive_the_reader()
-    _quiet(debug=False)
+    quiet()
     try:
         sys.exit(task(typed))
     except KeyboardInterrupt:
@@ -165,7 +165,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def _quiet(debug: bool) -> None:
+def quiet(debug: bool = False) -> None:
     """Our own messages, and of the libraries' what matters."""
     handler: logging.Handler = _Lines(sys.stdout)
     if get_console().is_terminal:  # shares the console with the progress bar, which stays below the messages

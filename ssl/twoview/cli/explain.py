@@ -82,13 +82,13 @@ def _explain_composition(error: ConfigCompositionException, command: str) -> str
             )
         if not path and (places := _below(parent, key)):
             return f"the configuration has no key {key!r} of its own: write {' or '.join(places[:4])}"
-        return unknown_key(path, key, (str(k) for k in parent if not str(k).startswith("_")))
+        return unknown_key(path, key, (str(k) for k in parent if not str(k).startswith("_") and k != "hydra"))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].startswith("Could not override"):
         group = lines[0].split("'")[1]
         return f"there is no group {group!r}; the groups are: {', '.join(groups(command))}"
-    if lines and lines[0].startswith("Sweep parameters"):
-        key = lines[0].split("'")[1]
+    if lines and lines[0].startswith("Ambiguous value"):
+        key = lines[0].split("'")[1].partition("=")[0]
         return f"{key} has several values: add -m for a run with each, or write a list as '{key}=[...]'"
     if cause is not None and not isinstance(cause, ConfigCompositionException):
         return f"{lines[0] if lines else ''} {str(cause).splitlines()[0]}".strip()

@@ -20,7 +20,8 @@ def spelled(command: str, *words: str) -> str:
     """The line that starts a command with these words, to be pasted into a shell: with `twoview`, `python -m twoview`
     or a script of the checkout, as this program was started.
     """
-    return shlex.join([*_start(command), *words]).replace("'<value>'", "<value>")
+    quoted = (word if word.endswith("=<value>") else shlex.quote(word) for word in words)  # <value> is to be filled in
+    return " ".join([shlex.join(_start(command)), *quoted])
 
 
 def _start(command: str) -> list[str]:

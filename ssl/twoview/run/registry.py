@@ -14,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from twoview.cli.program import spelled
+from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
+from twoview.run.checkpoint import EncoderOf, load_encoder
 from twoview.run.folder import CONFIG, IDENTITY, METRICS, PROBE, SUMMARY, read_json
 from twoview.run.identity import BESIDE, apart, config_hash, differences, flat, relevant
 
@@ -30,6 +32,11 @@ class Run:
     identity: dict[str, Any]
     summary: dict[str, Any]
     linear: float | None  # top-1 of linear_probe.json
+    trust: Sequence[str] = ()  # packages other than twoview whose parts may be built
+
+    def encoder(self, encoder_of: EncoderOf = "student") -> Frozen:
+        """The frozen encoder of the run: samples (B, ...) -> h (B, D)."""
+        return load_encoder(self.folder, encoder_of, self.trust)
 
     @property
     def status(self) -> str:
@@ -54,7 +61,7 @@ class Run:
         }
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, trust: Sequence[str] = ()) -> Run:
     """UserError where no run is."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"there is no run in {folder}: it lacks a {CONFIG}")
@@ -71,6 +78,7 @@ def read_run(folder: Path) -> Run:
         read_json(folder / IDENTITY),
         read_json(folder / SUMMARY),
         float(top1) if isinstance(top1, int | float) else None,
+        trust,
     )
 
 
