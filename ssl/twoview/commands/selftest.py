@@ -22,6 +22,7 @@ from twoview.run.provenance import commit, machine, versions
 from twoview.selftest.check import Check
 from twoview.selftest.many import on_many_devices
 from twoview.selftest.one import on_gpu, on_one_device
+from twoview.selftest.twins import broken_twins
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def selftest_command(composed: DictConfig) -> int:
     log.info("%s, and one device", f"{world} {'GPUs (NCCL)' if kind == 'cuda' else 'CPU processes (gloo)'}")
     checks = on_many_devices(kind, world)
     for device in [torch.device("cpu"), *gpus] if config["devices"] != "cuda" else gpus:
-        checks += on_one_device(device)
+        checks += [*on_one_device(device), *broken_twins(device)]
     checks += on_gpu(bool(gpus), "devices=cpu" if torch.cuda.is_available() else "no GPU here")
     get_console().print(_table(checks))
     if config["out"]:

@@ -15,6 +15,8 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
+from twoview.watch.standstill import Standstill, values
+
 FEWEST_STEPS = 50  # by then every healthy run is at 72 % of chance level or below
 
 STUCK = 0.95  # of chance level. Stuck losses in reports of other projects stand within 0.1 % of it
@@ -30,6 +32,8 @@ APART = 0.3  # contrastive accuracy less kNN accuracy; 0.11 at most in healthy r
 # The two where the policy lacks crop or colours. CIFAR-10 without jitter, 2 epochs of experiment=cifar10_cpu: 0.75 and
 # 0.26, and a linear probe 7 points below that with jitter, whose figures are 0.61 and 0.03.
 EASY_WITHOUT, APART_WITHOUT = 0.7, 0.2
+NEAR = 2e-3  # relative: a loss that is at a value of its own to three digits
+AROUND = 0.05  # where the spread decides
 WAITING = 0.5  # share of the time; without waiting, a run is up to 1 / (1 - share) times as fast
 USUAL_LR = {"SGD": 0.03, "LARS": 1.0, "AdamW": 1e-3, "Muon": 0.02}  # lr_per_256 of configs/optimizer
 LR_RANGE = (1e-3, 10.0)  # times the usual
@@ -156,7 +160,11 @@ def collapse(case: Case) -> Finding | None:
     ]
     if case.has("chance"):
         proofs.append(Evidence("loss / chance level", case.last, "1: nothing is told apart", "closed form"))
-    return Finding("complete collapse", tuple(proofs), *_why_nothing_is_learnt(case))
+    standing = _standing(case)
+    if standing is None or case.has("chance"):
+        return Finding("complete collapse", tuple(proofs), *_why_nothing_is_learnt(case))
+    proof, row = standing
+    return Finding("complete collapse", (*proofs, proof), row.meaning, row.remedy)
 
 
 def chance_level(case: Case) -> Finding | None:
@@ -167,6 +175,25 @@ def chance_level(case: Case) -> Finding | None:
         accuracy = case.curve("accuracy")[-1]
         proofs.append(Evidence("contrastive accuracy", accuracy, "1 / candidates by guessing", "closed form"))
     return Finding("loss at chance level", tuple(proofs), *_why_nothing_is_learnt(case))
+
+
+def stands_still(case: Case) -> Finding | None:
+    """The loss has come to a value that proves by itself that nothing is learnt, and stays there."""
+    standing = _standing(case)
+    if standing is None or not standing[1].alone:  # the others are for `collapse`, which knows the spread
+        return None
+    proof, row = standing
+    return Finding("loss stands still", (proof,), row.meaning, f"{row.remedy}; look at {row.look_at}")
+
+
+def _standing(case: Case) -> tuple[Evidence, Standstill] | None:
+    """The value of `twoview.watch.standstill` at which the last three readings are, if any."""
+    last = case.curve("loss")[-3:]
+    for value, row in values(str(case.get("model._target_", "")).rpartition(".")[2], case.get):
+        near = (NEAR if row.alone else AROUND) * max(1.0, abs(value))
+        if len(last) == 3 and all(abs(loss - value) <= near for loss in last):
+            return Evidence("loss", median(last), f"{value:.5g} is {row.formula}", "closed form"), row
+    return None
 
 
 def _stuck(case: Case) -> Evidence:
@@ -298,6 +325,7 @@ OF_LEARNING = (
     Illness(too_fast, ("chance",)),
     Illness(collapse, ("spread",)),
     Illness(chance_level, ("chance",)),
+    Illness(stands_still, ("loss",)),
     Illness(narrow, ("h_effective_rank",)),
 )
 OTHERS = (
