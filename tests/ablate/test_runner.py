@@ -170,7 +170,7 @@ def test_another_study_in_the_folder_is_refused(study: Command, tmp_path: Path) 
 
 
 def test_two_studies_at_once_in_a_folder_are_refused(study: Command, tmp_path: Path) -> None:
-    hold = "import sys, pathlib; from twoview.run.saving import held\nwith held(pathlib.Path(sys.argv[1])):\n"
+    hold = "import sys, pathlib; from twoview.run.place import held\nwith held(pathlib.Path(sys.argv[1])):\n"
     hold += " print(1, flush=True)\n sys.stdin.read()"
     words = [sys.executable, "-c", hold, str(tmp_path / "study")]
     first = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from twoview.errors import UserError
 from twoview.run.checkpoint import Damaged, load_encoder, read_checkpoint, read_newest
-from twoview.run.saving import AtomicCheckpointIO, Checkpoints, held, kept
+from twoview.run.place import held
+from twoview.run.saving import AtomicCheckpointIO, Checkpoints, kept
 from twoview.selftest.resume import first_difference
 from twoview.train import pretrain
 from twoview.watch.meter import Meter
@@ -221,7 +222,7 @@ def test_the_last_state_must_be_written(
 
 # One folder, one run.
 
-HOLD = "import sys, pathlib; from twoview.run.saving import held\n"
+HOLD = "import sys, pathlib; from twoview.run.place import held\n"
 HOLD += "with held(pathlib.Path(sys.argv[1])):\n print(1, flush=True)"
 HOLD += "\n sys.stdin.read()"
 

@@ -39,7 +39,7 @@ from twoview.report.words import NONE, clock, in_points, listed, percent, span
 from twoview.run.atomic import save
 from twoview.run.folder import read_json
 from twoview.run.identity import code_digest, data_digest, differences, relevant
-from twoview.run.saving import held
+from twoview.run.place import held
 from twoview.train import pretrain
 from twoview.train.budget import steps_of_an_epoch
 from twoview.train.config import check

@@ -6,11 +6,9 @@ import logging
 import os
 import re
 import signal
-import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -275,58 +273,3 @@ def _of_all(trainer: pl.Trainer, value: Any) -> list[Any]:
     values: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(values, value)
     return values
-
-
-@contextmanager
-def held(folder: Path, key: str = "hydra.run.dir") -> Iterator[None]:
-    """Holds the folder of a run or a study, which is made if need be: UserError where another process holds it.
-    `key` is the word that chooses another folder.
-
-    The system lets go of it whatever ends the process. What a process left half-written that was killed is removed.
-    """
-    try:
-        made = not folder.is_dir()
-        folder.mkdir(parents=True, exist_ok=True)
-        file = _lock(folder / ".lock", key)
-    except OSError as error:
-        raise UserError(
-            f"cannot write into the folder {folder}: {error.strerror}; choose another by {key}=..."
-        ) from error
-    try:
-        for part in folder.glob(".*.part"):
-            part.unlink(missing_ok=True)
-        yield
-    finally:
-        (folder / ".lock").unlink(missing_ok=True)
-        os.close(file)
-        if made:
-            with suppress(OSError):
-                folder.rmdir()  # unless something is in it
-
-
-def _lock(path: Path, key: str) -> int:
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            import fcntl
-        except ImportError:  # a system without such locks
-            return file
-        try:
-            # Not flock, whose locks go over to forked loader workers, which outlive a process that is killed.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            holder = os.read(file, 100).decode(errors="replace").strip()
-            os.close(file)
-            raise UserError(
-                f"another process is at work in {path.parent} ({holder}): wait for it or stop it, or choose another "
-                f"folder by {key}=..."
-            ) from None
-        except OSError:  # a file system without locks
-            log.warning("%s cannot be locked: nothing keeps a second process out of it", path.parent)
-            return file
-        with suppress(FileNotFoundError):
-            if os.fstat(file).st_ino == os.stat(path).st_ino:  # else its holder has just removed it
-                os.ftruncate(file, 0)
-                os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-                return file
-        os.close(file)

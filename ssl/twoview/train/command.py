@@ -1,6 +1,8 @@
 """`twoview train`: one run of a composed configuration, in the folder that Hydra made for it."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from twoview.cli.entry import output_dir, overrides, plain
 from twoview.cli.program import spelled
 from twoview.errors import UserError
 from twoview.run.folder import CHECKPOINT
+from twoview.run.place import held, held_free, remove_if_empty
 from twoview.run.resume import resumed
 from twoview.train.budget import TrialStopped
 from twoview.train.pretrain import EXIT_CODES, run
@@ -24,29 +27,31 @@ WAITING = 0.1  # share of the time that a run may wait for batches without a wor
 def main(composed: DictConfig) -> int:
     """Trains, says how it went, and returns the exit code."""
     run_dir = output_dir()
+    named = any(w.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for w in HydraConfig.get().overrides.hydra)
+
+    @contextmanager
+    def hold(folder: Path) -> Iterator[Path]:
+        nonlocal run_dir
+        with (held if named or config["resume"] else held_free)(folder) as run_dir:
+            yield run_dir
+
     try:
         config = plain(composed)
-        if config["resume"] == "auto":
-            _need_a_fixed_folder()
-        elif config["resume"] and isinstance(config["resume"], str):
+        if config["resume"] == "auto" and not named:
+            raise UserError(
+                "resume=auto goes on with the run in its folder, and without hydra.run.dir=... that is a new one at "
+                "every start: name it, as hydra.run.dir=runs/mine"
+            )
+        if config["resume"] != "auto" and config["resume"] and isinstance(config["resume"], str):
             config, run_dir = resumed(composed, overrides())
-        summary = run(config, run_dir)
+        summary = run(config, run_dir, hold)
     except TrialStopped as stop:
         log.info("%s, before the run began", stop)
         return EXIT_CODES.get(str(stop), 1)
     finally:
-        _remove_if_empty(output_dir())
+        remove_if_empty(output_dir())
     _say_goodbye(summary, run_dir)
     return EXIT_CODES.get(summary["status"], 0)
-
-
-def _need_a_fixed_folder() -> None:
-    words = HydraConfig.get().overrides.hydra
-    if not any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in words):
-        raise UserError(
-            "resume=auto goes on with the run in its folder, and without hydra.run.dir=... that is a new one at every "
-            "start: name it, as hydra.run.dir=runs/mine"
-        )
 
 
 @rank_zero_only
@@ -58,13 +63,3 @@ def _say_goodbye(summary: dict[str, Any], run_dir: Path) -> None:
         score = f"kNN {knn['final']:.2%}, " if knn and knn["final"] is not None else ""
         log.info("done in %s: %sloss %.3f", summary["training_time"], score, summary["loss"])
         log.info("next:  %s", spelled("probe", f"ckpt={run_dir / CHECKPOINT}"))
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """A folder that no run was made in, and that of its name above it if it holds no other."""
-    for path in (folder, folder.parent):
-        if not path.is_dir() or any(path.iterdir()):
-            return
-        path.rmdir()
-        if path.parent.parent.name != "runs":  # runs/<name>/<date>: what Hydra makes by itself
-            return

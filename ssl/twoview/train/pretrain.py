@@ -3,8 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -19,8 +19,9 @@ from twoview.errors import UserError
 from twoview.run.atomic import write_text
 from twoview.run.checkpoint import save_encoder
 from twoview.run.folder import CONFIG, ENCODER, IDENTITY, SUMMARY, TRAINING, read_json
+from twoview.run.place import held
 from twoview.run.resume import source
-from twoview.run.saving import Interrupted, held
+from twoview.run.saving import Interrupted
 from twoview.train.assemble import Assembly, assemble
 from twoview.train.budget import epochs_within
 from twoview.train.config import check
@@ -32,9 +33,12 @@ log = logging.getLogger(__name__)
 EXIT_CODES = {"stopped: ctrl-C": 130, "stopped: SIGUSR1": 138, "stopped: SIGTERM": 143}  # 128 + the signal's number
 
 
-def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+Hold = Callable[[Path], AbstractContextManager[Path]]
+
+
+def run(config: dict[str, Any], run_dir: Path, hold: Hold = held) -> dict[str, Any]:
     """Trains as `config` says (plain containers, resolved) and returns the summary, which also stands in
-    `run_dir/summary.json`.
+    `summary.json` of the run's folder: `run_dir`, or the one that `hold` finds for it.
 
     Raises UserError for whatever the user can mend, before anything is written where that is possible.
     """
@@ -43,8 +47,8 @@ def run(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         check(config)
         if config.get("budget") is not None:
             config = config | {"epochs": _epochs_within(config, run_dir, began), "budget": None}
-        with _holding(run_dir):
-            assembly = assemble(config, run_dir)
+        with _holding(run_dir, hold) as folder:
+            assembly = assemble(config, folder)
             stopped = fit(assembly)
             return finish(assembly, stopped)
 
@@ -88,14 +92,14 @@ def _epochs_within(config: dict[str, Any], run_dir: Path, began: float) -> int:
 
 
 @contextmanager
-def _holding(folder: Path) -> Iterator[None]:
+def _holding(folder: Path, hold: Hold) -> Iterator[Path]:
     """Keeps other runs out of the folder. Of several processes of one run the first does."""
     if getattr(rank_zero_only, "rank", 0):
-        yield
+        yield folder
         return
-    with held(folder):
-        _refuse_occupied(folder)
-        yield
+    with hold(folder) as place:
+        _refuse_occupied(place)
+        yield place
 
 
 def _refuse_occupied(folder: Path) -> None:
