@@ -51,7 +51,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_passes_and_writes_what_it_found(command: Command, tmp_path: Path) -> None:
     ended = command("devices=cpu", "out=found.json", name="selftest")
     assert ended.code == 0, ended.out + ended.err
-    assert "11 passed, 3 skipped, 0 failed" in ended.out
+    assert "20 passed, 3 skipped, 0 failed" in ended.out
     report = json.loads((tmp_path / "found.json").read_text())
     assert (report["kind"], report["world"]) == ("cpu", 2)
     assert {"machine", "versions", "commit"} <= set(report)
