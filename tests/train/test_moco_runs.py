@@ -77,9 +77,12 @@ def test_a_teacher_that_is_not_there(moco_run: Path, finished: Path, command: Co
         load_encoder(finished, encoder_of="other")  # type: ignore[arg-type]
 
 
-def test_a_queue_of_another_size_is_refused_with_the_way_out(moco_run: Path, tmp_path: Path, command: Command) -> None:
+def test_a_queue_of_another_size_is_refused_with_the_way_out(
+    moco_run: Path, tiny: list[str], tmp_path: Path, command: Command
+) -> None:
     folder = shutil.copytree(moco_run, tmp_path / "moco")
-    changed = (f"resume={folder}", "model=moco", "epochs=3", "model.queue_size=50", "allow_changes=true")
+    own = [word for word in tiny if not word.startswith("epochs=")]
+    changed = (*own, "model=moco", f"resume={folder}", "epochs=3", "model.queue_size=50", "allow_changes=true")
     ended = command(*changed)
     assert "holds 100 keys, and model.queue_size=50" in ended.error
     assert "model.fresh_queue=true" in ended.error

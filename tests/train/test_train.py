@@ -23,12 +23,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from twoview.augment.views import TwoViews
-from twoview.data.batches import GlobalBatches, TwoViewDataModule
+from twoview.data.batches import Batch, GlobalBatches, TwoViewDataModule
 from twoview.data.image.pixels import Pixels
 from twoview.data.image.shapes import shapes
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
+from twoview.model.base import Outcome
 from twoview.model.simclr import SimCLR
+from twoview.run.resume import STARTS
 from twoview.run.saving import Checkpoints, Interrupted
 from twoview.train import command as train_command
 from twoview.train import pretrain
@@ -106,7 +108,7 @@ def test_the_stored_configuration_is_the_resolved_one_and_runs_again(
 ) -> None:
     stored = yaml.safe_load((finished / "config.yaml").read_text())
     assert "${" not in (finished / "config.yaml").read_text()
-    assert stored == {k: v for k, v in compose(*tiny).items() if k not in ("resume", "allow_changes", "debug")}
+    assert stored == {k: v for k, v in compose(*tiny).items() if k not in STARTS}
     assert stored == read(finished)["twoview"]["config"]
     pretrain.run(stored | {"resume": None, "debug": False}, tmp_path / "again")
     assert_same_run(finished, tmp_path / "again")
@@ -121,7 +123,7 @@ def test_metrics_have_a_row_per_reading_and_per_epoch(finished: Path) -> None:
     assert reader.fieldnames == [*told, "knn", *measured]  # in the order in which they came up
     readings = [row for row in table if row["loss"]]
     assert [(row["step"], row["epoch"]) for row in readings] == [("3", "1"), ("4", "1"), ("6", "2"), ("8", "2")]
-    assert [(row["step"], row["epoch"]) for row in table if row["knn"]] == [("4", "1"), ("8", "2")]
+    assert [(row["step"], row["epoch"]) for row in table if row.get("knn")] == [("4", "1"), ("8", "2")]
     for row in readings:
         assert float(row["loss"]) > 0
         assert 0 <= float(row["accuracy"]) <= 1
@@ -134,7 +136,7 @@ def test_metrics_have_a_row_per_reading_and_per_epoch(finished: Path) -> None:
 def test_the_summary_says_what_is_needed_to_believe_it(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     table = rows(finished)
-    scores = [float(row["knn"]) for row in table if row["knn"]]
+    scores = [float(row["knn"]) for row in table if row.get("knn")]
     assert summary["status"] == "finished"
     assert (summary["epochs"], summary["steps"], summary["seed"]) == (2, 8, 0)
     assert summary["knn"]["final"] == pytest.approx(scores[-1], rel=1e-5)
@@ -332,7 +334,7 @@ def test_resume_takes_new_values_of_its_keys(finished: Path, tmp_path: Path, com
     assert "going on from step 8 with changes: epochs=3 instead of 2" in ended.out
     assert read(folder)["global_step"] == 12
     assert yaml.safe_load((folder / "config.yaml").read_text())["epochs"] == 3
-    assert [row["step"] for row in rows(folder) if row["knn"]] == ["4", "8", "12"]
+    assert [row["step"] for row in rows(folder) if row.get("knn")] == ["4", "8", "12"]
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/*"))
 
 
@@ -453,15 +455,16 @@ def test_a_job_that_fails_is_said_and_the_sweep_ends_with_1(
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    original, count = SimCLR.contrast, 0
+    """Makes the loss of one step NaN."""
+    original, count = SimCLR.step, 0
 
-    def contrast(self: SimCLR, v1: Tensor, v2: Tensor, index: Tensor) -> Any:
+    def poisoned(self: SimCLR, batch: Batch) -> Outcome:
         nonlocal count
         count += 1
-        result = original(self, v1, v2, index)
-        return result._replace(loss=result.loss * float("nan")) if count == step else result
+        outcome = original(self, batch)
+        return outcome._replace(loss=outcome.loss * float("nan")) if count == step else outcome
 
-    monkeypatch.setattr(SimCLR, "contrast", contrast)
+    monkeypatch.setattr(SimCLR, "step", poisoned)
 
 
 @pytest.mark.parametrize("step", [5, 6, 7, 8])
@@ -630,7 +633,7 @@ def test_unlabelled_images_train_without_knn_and_say_so(
     assert "no kNN while training: flat has no labelled" in caplog.text
     assert summary["status"] == "finished"
     assert summary["knn"] is None
-    assert not [row for row in rows(tmp_path / "run") if row["knn"]]
+    assert not [row for row in rows(tmp_path / "run") if row.get("knn")]
 
 
 def test_an_image_damaged_after_the_start_is_named(

@@ -156,6 +156,6 @@ class MoCo(Method):
         elif "queue.rows" in state and len(state["queue.rows"]) != len(self.queue):
             raise UserError(
                 f"the checkpoint's queue holds {len(state['queue.rows']):,} keys, and model.queue_size="
-                f"{len(self.queue)}; leave the size as it was, or start with an empty queue: model=moco "
-                "model.fresh_queue=true"
+                f"{len(self.queue)}; leave the size as it was, or start with an empty queue: add "
+                "model.fresh_queue=true to the command that the run was started with"
             )
