@@ -204,6 +204,63 @@ def test_a_stored_configuration_cannot_call_anything_foreign(
 
 
 @pytest.mark.parametrize("attack", list(attacks(Path())))
+@pytest.mark.parametrize("form", ["ckpt", "safetensors"])
+def test_neither_can_its_preprocessing(
+    finished: Path, tmp_path: Path, about: dict[str, Any], attack: str, form: str
+) -> None:
+    marker = tmp_path / "marker"
+    about["preprocess"] = attacks(marker)[attack]
+    with pytest.raises(UserError, match="refused"):
+        load_encoder(rewritten(finished, tmp_path / f"evil.{form}", about))
+    assert not marker.exists()
+
+
+PIXELS = "twoview.data.image.pixels.Pixels"
+
+
+@pytest.mark.parametrize(
+    "preprocess",
+    [
+        {},
+        {"mean": [0.5] * 3, "std": [0.2] * 3},
+        {"_target_": "twoview.encoder.small.Small"},  # ours, and no preprocessing
+        {"_target_": "twoview.data.image.shapes.shapes", "split": "train"},
+        {"_target_": PIXELS},
+        {"_target_": PIXELS, "mean": [0.5] * 3},
+        {"_target_": PIXELS, "mean": [0.5] * 3, "std": [0.0] * 3},
+        {"_target_": PIXELS, "mean": [float("nan")] * 3, "std": [0.2] * 3},
+        {"_target_": PIXELS, "mean": [0.5] * 3, "std": [0.2] * 2},
+        {"_target_": PIXELS, "mean": "abc", "std": [0.2] * 3},
+        {"_target_": PIXELS, "mean": [0.5] * 3, "std": [0.2] * 3, "more": 1},
+    ],
+)
+@pytest.mark.parametrize("form", ["ckpt", "safetensors"])
+def test_a_preprocessing_that_is_none_is_refused(
+    finished: Path, tmp_path: Path, about: dict[str, Any], preprocess: dict[str, Any], form: str
+) -> None:
+    about["preprocess"] = preprocess
+    with pytest.raises(UserError, match="damaged"):
+        load_encoder(rewritten(finished, tmp_path / f"evil.{form}", about))
+
+
+def test_its_tensors_must_fit(finished: Path, tmp_path: Path) -> None:
+    for state in ({"mean": torch.zeros(3)}, [1], {"mean": 1}):
+        torch.save(read_checkpoint(finished) | {"preprocess": state}, tmp_path / "evil.ckpt")
+        with pytest.raises(UserError, match="damaged: its preprocessing"):
+            load_encoder(tmp_path / "evil.ckpt")
+
+
+def rewritten(finished: Path, path: Path, about: dict[str, Any]) -> Path:
+    """The finished run's file with another description."""
+    if path.suffix == ".ckpt":
+        torch.save(read_checkpoint(finished) | {"twoview": about}, path)
+    else:
+        weights, text = load_file(finished / "encoder.safetensors"), json.dumps(about)
+        save_file(weights, path, metadata={"twoview": text, "sha256": _checksum(weights, text)})
+    return path
+
+
+@pytest.mark.parametrize("attack", list(attacks(Path())))
 def test_neither_can_its_data_in_a_probe(
     finished: Path, tmp_path: Path, about: dict[str, Any], command: Callable[..., Any], attack: str
 ) -> None:

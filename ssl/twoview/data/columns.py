@@ -1,6 +1,7 @@
 """Columns of Parquet files, as Hugging Face stores samples: {bytes, path} of an encoded file, and labels beside it."""
 
 import json
+import logging
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 
 from twoview.data.files import Blob, refuse_pipe
 from twoview.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _A = {"image": "an image", "audio": "a sound file"}
 
@@ -35,20 +38,24 @@ def train_files(root: Path, pattern: str) -> list[Path]:
 def read_classes(
     files: Sequence[Path], train: Sequence[Path], column: str, blobs: Sequence[Blob]
 ) -> tuple[torch.Tensor | None, tuple[str, ...]]:
-    """Labels as numbers (N,) and the names of the classes: those that the metadata of the first train file names, else
-    the sorted values of the train split. `blobs` name the rows.
+    """Labels as numbers (N,), -1 where a row has none (null), and the names of the classes: those that the metadata of
+    the first train file names, else the sorted values of the train split. `blobs` name the rows.
     """
     values = read_labels(files, column)
-    if set(values) == {-1}:  # the customary mark of a test split without labels
+    given = [value for value in values if value is not None]
+    if set(given) <= {-1}:  # the customary mark of a test split without labels
         return None, ()
     classes = class_names(train[0], column)
-    if classes and isinstance(values[0], int):
+    if classes and isinstance(given[0], int):
         known: list[int | str] = list(range(len(classes)))
     else:
-        known = list(set(values if files == train else read_labels(train, column)))
+        learned = values if files == train else read_labels(train, column)
+        known = list({value for value in learned if value is not None})
         known.sort(key=lambda value: (isinstance(value, str), value))
         classes = tuple(str(value) for value in known)
-    number = {value: i for i, value in enumerate(known)}
+    if len(given) < len(values):
+        log.info("%s of %s rows have no label", f"{len(values) - len(given):,}", f"{len(values):,}")
+    number: dict[int | str | None, int] = {value: i for i, value in enumerate(known)} | {None: -1}
     for value, blob in zip(values, blobs, strict=True):
         if value not in number:
             raise UserError(f"{blob} has the label {value!r}, none of the {len(classes)} classes of train")
@@ -74,15 +81,15 @@ def read_files(files: Sequence[Path], column: str, what: str, rows: Set[int] | N
     return blobs
 
 
-def read_labels(files: Sequence[Path], column: str) -> list[int | str]:
-    """The labels of all rows."""
-    labels: list[int | str] = []
+def read_labels(files: Sequence[Path], column: str) -> list[int | str | None]:
+    """The labels of all rows; None where there is none."""
+    labels: list[int | str | None] = []
     for file in files:
         for row, label in enumerate(read_column(file, column)):
-            if not isinstance(label, (int, str)):
+            if not isinstance(label, int | str | None):
                 raise UserError(
                     f"{file}, row {row}, column {column!r} holds {label!r}: labels are whole numbers or "
-                    "strings (data.label_column=null: use no labels)"
+                    "strings, or null (data.label_column=null: use no labels)"
                 )
             labels.append(label)
     return labels

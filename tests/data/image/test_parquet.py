@@ -100,6 +100,18 @@ def test_labels_are_optional(tmp_path: Path) -> None:
     assert load(tmp_path, "test").classes == ()
 
 
+@pytest.mark.parametrize("names", [None, ["a", "b"]])
+def test_a_row_without_a_label_is_unlabelled(tmp_path: Path, names: list[str] | None) -> None:
+    write(tmp_path / "train.parquet", [picture(0)] * 4, [None, 1, None, 0], names)
+    write(tmp_path / "test.parquet", [picture(0)] * 2, pa.array([None, None], pa.int64()), names)
+    train = load(tmp_path)
+    assert labels(train) == [-1, 1, -1, 0]
+    assert len(train.classes) == 2
+    assert labels(train.labelled()) == [1, 0]
+    assert list(train.labelled().names) == ["train.parquet, row 1", "train.parquet, row 3"]
+    assert load(tmp_path, "test").labels is None
+
+
 def test_columns_and_files_can_be_named(tmp_path: Path) -> None:
     plain = pa.table({"img": pa.array([picture(5)["bytes"]], pa.binary()), "y": pa.array([0])})
     (tmp_path / "data").mkdir()
@@ -138,9 +150,6 @@ def test_columns_of_something_else_are_named(tmp_path: Path) -> None:
         parquet(tmp_path, "train")
     write(tmp_path / "train.parquet", [picture(0)], [0.5])
     with pytest.raises(UserError, match=r"row 0, column 'label' holds 0\.5"):
-        parquet(tmp_path, "train")
-    write(tmp_path / "train.parquet", [picture(0)] * 2, [0, None])
-    with pytest.raises(UserError, match="row 1, column 'label' holds None"):
         parquet(tmp_path, "train")
 
 
