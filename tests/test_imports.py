@@ -36,7 +36,7 @@ PACKAGES: dict[str, set[str]] = {
     "evaluate.classify": {"torch"},
     "evaluate.describe": TORCH | {"numpy"},
 }
-MAY_USE_HYDRA = {"cli", "run", "train", "watch", "report", "evaluate", "card", "ablate", "selftest", "commands"}
+MAY_USE_HYDRA = {"cli", "run", "train", "watch", "evaluate", "card", "ablate", "selftest", "commands"}
 EXTRAS = {
     "onnxruntime": "export",
     "pyarrow": "parquet",

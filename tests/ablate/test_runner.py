@@ -1,4 +1,4 @@
-"""`scripts/ablate_augment.py` from the words to the report, on tiny runs."""
+"""A study from its command line to its report, on tiny runs."""
 
 import errno
 import json

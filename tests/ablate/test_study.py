@@ -35,7 +35,7 @@ def test_a_curve_has_its_reference_in_its_place(base: dict[str, Any]) -> None:
     plan = Curve("c", "", {"augment.strength": [0, 1.0, 0.25]}).plan(base)
     assert [arm.place["augment.strength"] for arm in plan.arms] == [0, 0.25, 0.5, 1.0]
     assert plan.reference == "strength=0.5"
-    assert [arm.words for arm in plan.arms if arm.name == plan.reference] == [()]
+    assert [arm.overrides for arm in plan.arms if arm.name == plan.reference] == [()]
     assert plan.axes[0].values == [0, 0.25, 0.5, 1.0]
 
 
@@ -50,7 +50,7 @@ def test_a_grid_is_a_product_and_knows_the_run_as_it_is(base: dict[str, Any]) ->
     plan = Grid("g", "", {"augment.strength": [0, 0.5], "model": ["simclr", "moco"]}).plan(base)
     assert len(plan.arms) == 4
     assert plan.reference == "strength=0.5, model=simclr"
-    assert plan.arms[1].words == ("model=moco", "augment.strength=0")  # the group first
+    assert plan.arms[1].overrides == ("model=moco", "augment.strength=0")  # the group first
     assert Grid("g", "", {"augment.strength": [2, 3]}).plan(base).reference == "strength=2"
 
 
@@ -60,13 +60,13 @@ def test_compose_has_each_operation_alone_and_each_pair_once(base: dict[str, Any
     assert [arm.name for arm in plan.arms] == [
         "crop", "crop + colour", "crop + more", "colour", "colour + more", "more",
     ]  # fmt: skip
-    assert plan.arms[0].words[-1] == "augment.views=null"
-    assert plan.arms[1].words[-1] == "augment.views=[{count:1},{count:1,ops:{colour:null}}]"
+    assert plan.arms[0].overrides[-1] == "augment.views=null"
+    assert plan.arms[1].overrides[-1] == "augment.views=[{count:1},{count:1,ops:{colour:null}}]"
 
 
 def test_leave_one_out_and_add_one(base: dict[str, Any]) -> None:
     plan = LeaveOneOut("l", "").plan(base)
-    assert [arm.words for arm in plan.arms] == [(), *((f"~augment.ops.{op}",) for op in base["augment"]["ops"])]
+    assert [arm.overrides for arm in plan.arms] == [(), *((f"~augment.ops.{op}",) for op in base["augment"]["ops"])]
     plan = AddOne("a", "", {"more": JITTER}).plan(base)
     assert [arm.name for arm in plan.arms] == ["the policy", "with more"]
 
@@ -82,7 +82,7 @@ def test_every_policy_can_lose_each_of_its_operations(compose: Compose_, augment
     if not ops:
         pytest.skip("a policy of nothing")
     for op, arm in zip(ops, LeaveOneOut("l", "").plan(config).arms[1:], strict=True):
-        left = compose(*words, *arm.words)
+        left = compose(*words, *arm.overrides)
         check(left)
         policies = schema.build(left["augment"], preprocess=pixels).policies
         assert {name for policy in policies for name in policy} == {name for name in ops if name != op}
@@ -160,7 +160,7 @@ def test_every_arm_of_every_study_is_a_run(compose: Compose_, option: str) -> No
     assert plan.reference in [arm.name for arm in plan.arms]
     assert len({arm.name for arm in plan.arms}) == len(plan.arms) > 1
     for arm in plan.arms:
-        check(compose("data=shapes", *arm.words))
+        check(compose("data=shapes", *arm.overrides))
         assert set(arm.place) <= {axis.key for axis in plan.axes}
 
 

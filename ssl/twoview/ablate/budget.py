@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from twoview.ablate.arm import Judge, Stopped, judged
+from twoview.ablate.arm import Stopped
+from twoview.ablate.judge import Judge, judged
 from twoview.errors import UserError
 from twoview.report.words import clock
 from twoview.train import pretrain

@@ -24,8 +24,9 @@ from rich import get_console
 from rich.table import Table
 
 from twoview.ablate import page
-from twoview.ablate.arm import ABOUT, OF_THE_STUDY, RESULT, Judge, Stopped, arm_hash, run_arm, training_config
+from twoview.ablate.arm import ABOUT, OF_THE_STUDY, RESULT, Stopped, arm_hash, run_arm, training_config
 from twoview.ablate.budget import affordable, measured_seconds
+from twoview.ablate.judge import Judge
 from twoview.ablate.progress import StudyProgress
 from twoview.ablate.results import Results, mixed, read
 from twoview.ablate.study import Arm, Plan, Study
@@ -56,7 +57,7 @@ class Job:
 
     arm: Arm
     seed: int
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     hash: str
     folder: Path
 
@@ -182,7 +183,7 @@ def _labelled(base: dict[str, Any]) -> SampleSet:
 
 def _settings(study: Study, plan: Plan, judge: Judge, base: dict[str, Any], train: SampleSet) -> dict[str, Any]:
     """What `study.json` says."""
-    words = overrides()
+    given = overrides()
     return {
         "name": study.name,
         "title": study.title,
@@ -194,8 +195,8 @@ def _settings(study: Study, plan: Plan, judge: Judge, base: dict[str, Any], trai
         "epochs": base["epochs"],
         "protocol": judge.protocol,
         "protocol_hash": judge.protocol_hash,
-        "words": words,
-        "command": spelled("ablate", *words),
+        "words": given,
+        "command": spelled("ablate", *given),
         "data": train.name,
         "classes": len(train.classes),
         "chance": 1 / len(train.classes),
@@ -249,8 +250,8 @@ class _Composer:
             hydra.job.config_name, overrides=[*hydra.overrides.hydra, *hydra.overrides.task], run_mode=RunMode.MULTIRUN
         )
 
-    def config(self, words: Sequence[str]) -> DictConfig:
-        composed = self.loader.load_sweep_config(self.master, [*overrides(), *words])
+    def config(self, changes: Sequence[str]) -> DictConfig:
+        composed = self.loader.load_sweep_config(self.master, [*overrides(), *changes])
         return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
     def jobs(self, plan: Plan, seeds: Sequence[int], folder: Path) -> list[Job]:
@@ -258,15 +259,15 @@ class _Composer:
         jobs = []
         for arm in plan.arms:
             try:
-                composed = self.config([*arm.words, *self.more])
+                composed = self.config([*arm.overrides, *self.more])
                 check(training_config(plain(composed)))
             except Exception as error:  # Hydra raises many kinds for overrides that make no sense
                 raise UserError(f"arm {arm.name!r} of the study: {explain(error)}") from error
             for seed in seeds:
                 composed.seed = seed
                 digest = arm_hash(plain(composed))
-                words = (*arm.words, *self.more, f"seed={seed}")
-                jobs.append(Job(arm, seed, words, digest, folder / "arms" / digest))
+                changes = (*arm.overrides, *self.more, f"seed={seed}")
+                jobs.append(Job(arm, seed, changes, digest, folder / "arms" / digest))
         names: dict[str, Job] = {}
         for job in jobs:
             if (other := names.setdefault(job.hash, job)) is not job:
@@ -289,9 +290,9 @@ def _prepare(folder: Path, settings: dict[str, Any], todo: Sequence[Job], own: S
         for job in todo:
             job.folder.mkdir(parents=True, exist_ok=True)
             (job.folder / RESULT).unlink(missing_ok=True)
-            command = spelled("train", *own, *job.words)
+            command = spelled("train", *own, *job.overrides)
             about = {"arm": job.arm.name, "seed": job.seed, "place": job.arm.place, "hash": job.hash}
-            _write(job.folder / ABOUT, about | {"words": list(job.words), "command": command})
+            _write(job.folder / ABOUT, about | {"words": list(job.overrides), "command": command})
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}; choose another by folder=...") from error
 
@@ -302,7 +303,7 @@ def _write(path: Path, content: Any) -> None:
 
 def _launch(composer: _Composer, todo: Sequence[Job], steps: int) -> str | None:
     """Runs arms through the launcher that `hydra/launcher` names. Returns why they were stopped, if they were."""
-    batch = [[*overrides(), *job.words, f"hydra.sweep.subdir=arms/{job.hash}"] for job in todo]
+    batch = [[*overrides(), *job.overrides, f"hydra.sweep.subdir=arms/{job.hash}"] for job in todo]
     with StudyProgress({job.folder: f"{job.arm.name}, seed {job.seed}" for job in todo}, steps):
         try:
             returns = composer.launcher().launch(batch, initial_job_idx=0)
@@ -334,7 +335,7 @@ def _list(jobs: Sequence[Job], todo: Sequence[Job], seconds: tuple[float, float]
         table.add_column(name, overflow="fold")
     for job in jobs:
         table.add_row(
-            job.arm.name, str(job.seed), job.hash, "to do" if job in todo else "finished", " ".join(job.arm.words)
+            job.arm.name, str(job.seed), job.hash, "to do" if job in todo else "finished", " ".join(job.arm.overrides)
         )
     get_console().print(table)
     if seconds is not None:

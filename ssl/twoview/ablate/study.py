@@ -1,8 +1,8 @@
-"""What a study compares: arms, each of which is a run with a few words more on its command line.
+"""What a study compares: arms, each of which is a run with a few more overrides on its command line.
 
-A study is one of the classes below, described by a file of `configs/study/`. It knows nothing of training: from the
-configuration of the run that everything is compared with it makes a list of arms, the first of which is that run as
-it is (the reference), except where a class says otherwise.
+A study is one of the classes below, described by a file in `configs/study/`. It knows nothing of training: it turns
+the configuration of a run into a list of arms. Unless a class says otherwise, the first arm is that run unchanged,
+the reference.
 """
 
 import itertools
@@ -21,16 +21,16 @@ Base = Mapping[str, Any]  # the configuration of a run, in plain containers
 
 @dataclass(frozen=True)
 class Arm:
-    """A run of a study but for its seed. `place` is where it stands in the study, by axis."""
+    """A run of a study, whatever its seed. `place` is its position in the study, by axis."""
 
     name: str
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     place: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What a study varies. `label` is for people, `values` are in the order of the page."""
+    """What a study varies. `label` is its name for people; `values` are in the order of the page."""
 
     key: str
     label: str
@@ -39,7 +39,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study worked out: `kind` says how it is drawn (curve, grid, compose or categories)."""
+    """The arms and axes of a study. `kind` says how it is drawn: curve, grid, compose or categories."""
 
     kind: str
     axes: list[Axis]
@@ -49,7 +49,7 @@ class Plan:
 
 
 class Study:
-    """Base of the studies. `seeds` is the number of seeds, counted from 0, or a list of them."""
+    """Base of the studies. `seeds` is a list of seeds, or their number, counted from 0."""
 
     def __init__(self, name: str, title: str, seeds: int | list[int] = 3) -> None:
         self.name, self.title = name, title
@@ -89,7 +89,7 @@ class Curve(Axes):
         name = _name(own) if one else "as it is"
         arms = [Arm(name, (), own)]
         for key, values in self.axes.items():
-            arms += [Arm(_name({key: v}), (word(key, v),), {key: v}) for v in values if v != own[key]]
+            arms += [Arm(_name({key: v}), (override(key, v),), {key: v}) for v in values if v != own[key]]
         axes = []
         for key, values in self.axes.items():
             shown = values if own[key] in values else [own[key], *values]
@@ -114,7 +114,7 @@ class Grid(Axes):
         arms = [
             Arm(
                 _name(place),
-                tuple(word(k, v) for k, v in sorted(place.items(), key=lambda item: "." in item[0])),
+                tuple(override(k, v) for k, v in sorted(place.items(), key=lambda item: "." in item[0])),
                 place,
             )
             for place in places
@@ -128,9 +128,9 @@ class Grid(Axes):
 class Compose(Study):
     """The heat map of SimCLR's figure 5: single operations on the diagonal, pairs of them off it.
 
-    As in the paper an operation changes one view only and the other stays as it is; those in `both` (the crop) change
-    both views, each with its own random numbers. An operation comes before another in the order of `ops`, so that a
-    pair has one cell. Every operation is applied with its own `p`. `reference` is the name of one of them.
+    As in the paper an operation changes one view and leaves the other as it is; those in `both` (the crop) change both
+    views, each with its own random numbers. Operations are applied in the order of `ops`, so a pair has one cell, and
+    with their own `p`. `reference` is the name of one of them.
     """
 
     def __init__(
@@ -157,14 +157,14 @@ class Compose(Study):
             named = {first: self.ops[first], second: self.ops[second]}  # one operation where the two are the same
             only_one = {op: None for op in named if op not in self.both}
             views = [{"count": 1}, {"count": 1, "ops": only_one}] if only_one else None
-            words = ("~augment.ops", f"+augment.ops={value(named)}", f"augment.views={value(views)}")
-            arms.append(Arm(" + ".join(named), words, {"first": first, "second": second}))
+            overrides = ("~augment.ops", f"+augment.ops={value(named)}", f"augment.views={value(views)}")
+            arms.append(Arm(" + ".join(named), overrides, {"first": first, "second": second}))
         names = list(self.ops)
         return Plan("compose", [Axis("first", "", names), Axis("second", "", names)], arms, self.reference)
 
 
 class LeaveOneOut(Study):
-    """The policy without each of its operations; `ops` names those to leave out, null all of them."""
+    """The policy without each of its operations, or of those that `ops` names."""
 
     def __init__(self, name: str, title: str, ops: list[str] | None = None, seeds: int | list[int] = 3) -> None:
         super().__init__(name, title, seeds)
@@ -184,7 +184,7 @@ class LeaveOneOut(Study):
 
 
 class AddOne(Study):
-    """The policy with one operation more, after its own. `ops` describes the operations, by name."""
+    """The policy with one more operation, after its own. `ops` describes the operations by name."""
 
     def __init__(self, name: str, title: str, ops: dict[str, Any], seeds: int | list[int] = 3) -> None:
         super().__init__(name, title, seeds)
@@ -211,17 +211,17 @@ def _operations(base: Base) -> list[str]:
 
 
 def _without(base: Base, op: str) -> tuple[str, ...]:
-    """Words that take an operation out of a policy and of all its views."""
-    words = [f"~augment.ops.{op}"] if op in base["augment"]["ops"] else []
+    """Overrides that take an operation out of a policy and of all its views."""
+    overrides = [f"~augment.ops.{op}"] if op in base["augment"]["ops"] else []
     groups = base["augment"].get("views") or []
     if any(op in (group.get("ops") or {}) for group in groups):
         kept = [{**g, "ops": {name: how for name, how in (g.get("ops") or {}).items() if name != op}} for g in groups]
-        words.append(f"augment.views={value(kept)}")
-    return tuple(words)
+        overrides.append(f"augment.views={value(kept)}")
+    return tuple(overrides)
 
 
 def value_of(base: Base, key: str, *default: Any) -> Any:
-    """The value of a dotted key; of a group the name of its option, which `base["choices"]` holds."""
+    """The value of a dotted key; for a group the name of its option, from `base["choices"]`."""
     if key in base.get("choices", {}):
         return base["choices"][key]
     node: Any = base
@@ -236,7 +236,7 @@ def value_of(base: Base, key: str, *default: Any) -> Any:
     return node
 
 
-def word(key: str, what: Any) -> str:
+def override(key: str, what: Any) -> str:
     """`key=value` for the command line."""
     return f"{key}={value(what)}"
 
@@ -268,7 +268,7 @@ def _checked(axes: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def _name(place: Mapping[str, Any]) -> str:
-    """Short names of arms: the last word of a key, two where one would say too little (`jitter.p`)."""
+    """The short name of an arm: the last part of each key, or two where one says too little (`jitter.p`)."""
     return ", ".join(f"{_short(key)}={value(what)}" for key, what in place.items())
 
 

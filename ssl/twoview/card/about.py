@@ -25,7 +25,7 @@ SETTINGS = (  # on which the numbers depend
 
 
 def unlabelled(own: Subject) -> str:
-    """Why nothing that needs labels can be said, or nothing."""
+    """Why what needs labels cannot be measured; empty where it can."""
     for images, split in ((own.train, "train"), (own.test, "test")):
         if images.labels is None:
             return f"{images.name} has no labels in its {split} split"
@@ -84,20 +84,20 @@ def caveats(judged: Judged, own: Subject, missing: Mapping[str, str]) -> list[st
     names = {RUN: "the encoder", UNTRAINED: "the untrained encoder", OTHER: "the other run's encoder"}
     same = [names[name] for name in measures.collapsed(judged.encoders)]
     found += [f"All training images have the same features: {name} tells nothing apart." for name in same]
-    reason = unlabelled(own)  # the head of the page says it
+    reason = unlabelled(own)  # stated in the head of the page
     if not reason and judged.test.labels is not None:
         there = judged.test.labels.bincount(minlength=judged.classes)
         if len(judged.test) < judged.classes:
             found.append(f"{len(judged.test)} test images for {judged.classes} classes: the intervals are wide.")
         elif bool((there == 0).any()):
             found.append(f"{int((there == 0).sum())} of {judged.classes} classes have no test image, and no accuracy.")
-    quiet = ("curves", "doctor")  # the page says so where they would stand
+    quiet = ("curves", "doctor")  # stated in their place on the page
     left_out = {name: why for name, why in missing.items() if why != reason and name not in quiet}
     return found + [f"{name.replace('_', ' ').capitalize()}: {why}" for name, why in left_out.items()]
 
 
 def _unlike(mine: Frozen, theirs: Frozen) -> list[str]:
-    """In what the other run is another one, if it is."""
+    """In what the other run differs, if it does."""
     changes = differences(mine.config, theirs.config)
     changes += [f"another {part}" for part in apart(mine.identity, theirs.identity)]
     more = f"; and {len(changes) - 8} more" if len(changes) > 8 else ""

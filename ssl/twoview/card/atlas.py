@@ -18,8 +18,8 @@ from twoview.rng import permutation
 log = logging.getLogger(__name__)
 
 QUERIES, NEIGHBOURS = 10, 5
-PERPLEXITY = 30.0  # of t-SNE: its usual one
-SPRITES = 8192  # pixels of the side of TensorBoard's sheet of images, at most
+PERPLEXITY = 30.0  # of t-SNE: the usual one
+SPRITES = 8192  # largest side of TensorBoard's sheet of images, in pixels
 LARGEST_SPRITE = 64
 
 

@@ -1,6 +1,6 @@
-"""The parts of an evaluation card: each measures one thing on every encoder, from features that are stored once.
+"""The measurements of a card, each of one thing on every encoder, from features that are extracted once.
 
-What a part returns goes into `card.json` as it is: plain containers, the encoders by their names.
+What they return goes into `card.json` unchanged: plain containers, with the encoders by name.
 """
 
 import math
@@ -29,7 +29,7 @@ from twoview.stats.intervals import bootstrap_interval, mean_interval, wilson
 from twoview.stats.paired import paired
 
 RUN, UNTRAINED, OTHER = "run", "untrained", "other"  # names of the encoders
-KNN = (200, 0.1)  # k and temperature of the score that stands for the grid, fixed before any test image is seen
+KNN = (200, 0.1)  # k and temperature of the score beside the grid, fixed before any test image is seen
 BATCH = 250  # images that are encoded at once
 FRESH = 10**6  # an epoch that no run has seen: its views are new
 
@@ -48,7 +48,7 @@ class Encoder:
 
 @dataclass
 class Judged:
-    """What the parts read: samples, encoders, settings. `right` collects which test samples are classified rightly."""
+    """What is measured: samples, encoders, settings. `right` collects which test samples are classified correctly."""
 
     train: SampleSet
     test: SampleSet
@@ -117,7 +117,7 @@ def linear(judged: Judged) -> dict[str, Any]:
 
 
 def neighbours(judged: Judged) -> dict[str, Any]:
-    """Nearest neighbours among the training images, from which kNN and the sheet are made. No labels are needed."""
+    """Nearest neighbours among the training images, for kNN and for the sheet. Needs no labels."""
     most = max(KNN[0], *judged.config["k"])
     for encoder in judged.encoders.values():
         encoder.neighbours = nearest(encoder.train, encoder.test, most)
@@ -144,8 +144,8 @@ def knn(judged: Judged) -> dict[str, Any]:
 
 
 def few_labels(judged: Judged) -> dict[str, Any]:
-    """The probe on a share of the labels, the same images for every encoder; the interval is over their choice, and
-    with all labels over the test images, as that of `linear`.
+    """The probe on a share of the labels, the same images for every encoder. Intervals are over draws of the images;
+    with all labels they are over the test images, as in `linear`.
     """
     found: dict[str, Any] = {"seeds": judged.config["label_seeds"], "fractions": []}
     for fraction in sorted(judged.config["fractions"]):

@@ -31,7 +31,7 @@ KEYS = {"devices": Literal["auto", "cpu", "cuda"], "world": int | Literal["auto"
 
 
 def selftest_command(composed: DictConfig) -> int:
-    """`scripts/selftest.py`."""
+    """`twoview selftest`."""
     config = plain(composed)
     kind, world = plan(config)
     gpus = [torch.device("cuda")] if torch.cuda.is_available() and config["devices"] != "cpu" else []

@@ -23,7 +23,10 @@ from twoview.rng import Draw, permutation
 
 log = logging.getLogger(__name__)
 
-COLOURS = ("#0072b2", "#e69f00")  # of the first and the second view: told apart by every kind of sight (Okabe & Ito)
+COLOURS = (
+    "#0072b2",
+    "#e69f00",
+)  # of both views; colour-blind readers can tell them apart (Okabe & Ito)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 The families of CIFAR-10-C (Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261) that need nothing but the image, with
 the parameters of the script that made it (ImageNet-C/create_c/make_cifar_c.py of the authors' repository). Left out are
-snow, frost, fog, spatter, glass blur and elastic transform. The code is our own and the random numbers are functions of
-counters, so the images are not those of the published files: compare accuracies with those of other encoders here.
+snow, frost, fog, spatter, glass blur and elastic transform. The code is our own and its random numbers are functions
+of counters, so the images are not those of the published files: compare accuracies measured here with each other only.
 
 The parameters are for 32 pixels; on images of another size, lengths grow with the smaller side.
 """
@@ -39,7 +39,7 @@ def corrupt(images: Tensor, name: str, severity: int, index: Tensor, seed: int =
     """Images (B, C, H, W), uint8 or float in [0, 1], with their sample numbers (B,) to corrupted ones, uint8 and of the
     same shape.
 
-    A severity from 1 to 5; an image meets the same random numbers at each. Depends on nothing but the arguments.
+    The severity is 1 to 5; an image meets the same random numbers at each. The result depends on the arguments alone.
     """
     _, levels, apply, _ = CORRUPTIONS[name]
     if severity not in SEVERITIES:

@@ -1,8 +1,8 @@
-"""What an encoder has learned to ignore: how fast its features leave an image that is transformed more and more, which
-transformations can still be read from them, and which facts about an image.
+"""What an encoder has learned to ignore: how fast its features change as an image is transformed more and more, which
+transformations can still be read from them, and which factors of an image.
 
-The transformations are the project's augmentations with parameters that are set, or drawn from counters: the same
-images give the same numbers, and an image takes the same turn at every level.
+The transformations are the project's augmentations with parameters that are fixed, or drawn from counters: the same
+images give the same numbers, and an image meets the same random numbers at every level.
 """
 
 import math
@@ -70,7 +70,7 @@ def _shift(images: Tensor, level: float, draw: Draw) -> Tensor:
 
 
 def _in_frame(images: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
-    """Moves the images within their own reflection, so that no black comes in from outside: an encoder would see it."""
+    """Moves images within their own reflection, so that no black border comes in, which an encoder would see."""
     H, W = images.shape[-2:]
     frame = min(math.ceil(max(H, W) / 4), H - 1, W - 1)  # the corners of a square reach out by 0.21 of its side
     moved = move(F.pad(images, (frame, frame, frame, frame), mode="reflect"))
@@ -110,9 +110,9 @@ def profile(encoder: nn.Module, projector: nn.Module | None, images: Tensor, see
 
     `encoder` takes float images in [0, 1] to h, `projector` h to z (None: no z). `images` (N, C, H, W) are uint8, or
     float in [0, 1]. Returns for each of `TRANSFORMS` that suits the number of channels a dict of `unit`, `levels`, `h`
-    and `z`, with one number per level, beginning with 1 at no change, and `reference`, the mean similarity of two
-    different images for `h` and `z`: an encoder to which everything is alike has high curves and a reference as high.
-    The networks compute in eval mode where they are, and are handed back in the modes they were in.
+    and `z`, with one number per level, the first of which is 1 (no change), and `reference`, the mean similarity of
+    two different images for `h` and `z`: for an encoder to which all images are alike, the curves are high and the
+    reference is as high. The networks run in eval mode where they are, and are handed back in the mode they were in.
     """
     n, suits = len(images), [name for name, t in TRANSFORMS.items() if images.shape[1] in t.channels or not t.channels]
     sums: dict[str, dict[str, list[float]]] = {name: {} for name in suits}
@@ -178,8 +178,8 @@ QUESTIONS = {
 
 
 def _variants(images: Tensor, index: Tensor, seed: int, part: str) -> Iterator[tuple[str, Tensor]]:
-    """Every answer to a question, from float images (B, C, H, W). Each part has noise of its own: a probe could learn
-    the noise itself by heart.
+    """Every answer to a question, from float images (B, C, H, W). Each part has noise of its own, which a probe could
+    otherwise memorise.
     """
     H, W = images.shape[-2:]
     side = min(H, W)
@@ -197,7 +197,7 @@ def _variants(images: Tensor, index: Tensor, seed: int, part: str) -> Iterator[t
 def _answered(
     batches: list[dict[str, dict[str, Tensor]]], answers: tuple[str, ...], space: str
 ) -> tuple[Tensor, Tensor]:
-    """Features and the numbers of the answers, one after the other."""
+    """Features of all answers, concatenated, and the number of the answer of each row."""
     x = [torch.cat([batch[answer][space] for batch in batches]) for answer in answers]
     return torch.cat(x), torch.arange(len(answers), device=x[0].device).repeat_interleave(len(x[0]))
 

@@ -1,9 +1,8 @@
-"""What can be said of features without labels: are positives close, are images spread, how many dimensions are used.
+"""Features described without labels: are positives close, are images spread out, how many dimensions are used.
 
-All functions take features (N, D) of any scale and floating dtype, on any device. They go through the N x N pairs in
-tiles and through the N x D features in blocks of rows, so that memory does not grow with N^2; the numbers are exact,
-nothing is subsampled. NaN among the features makes the result NaN, as does a result that the features leave
-undefined (`uniformity` of a single row).
+All functions take features (N, D) of any scale and floating dtype, on any device. They process the N x N pairs in
+tiles and the N x D features in blocks of rows: memory does not grow with N^2, and nothing is subsampled. The result is
+NaN where a feature is, and where it is undefined (`uniformity` of a single row).
 """
 
 import math
@@ -19,11 +18,11 @@ BLOCK = 2**20  # features in a block that is taken to float64: 8 MiB
 
 
 def quality(x1: Tensor, x2: Tensor) -> dict[str, float]:
-    """All numbers below for the features (N, D) of two views of the same N images, by the functions' names.
+    """All numbers below for the features (N, D) of two views of the same N images, named like the functions.
 
-    What describes one set of features is that of `x1`. With them: `positive_similarity` and `negative_similarity`,
-    the mean cosine between two views of an image and between different images, `feature_std_relative`, `feature_std`
-    in units of its healthy 1 / sqrt(D), and `dim`, the D that ranks are to be compared with.
+    Numbers of a single set of features are those of `x1`. Beside them: `positive_similarity` and
+    `negative_similarity`, the mean cosine between two views of an image and between different images;
+    `feature_std_relative`, `feature_std` in units of its healthy 1 / sqrt(D); and `dim`, the D to compare ranks with.
     """
     near, std, dim = alignment(x1, x2), feature_std(x1), x1.shape[1]
     return {
