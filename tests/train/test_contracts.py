@@ -17,6 +17,7 @@ import torch
 from twoview.cli.trust import trusting
 from twoview.commands.verify import first_difference
 from twoview.run.checkpoint import load_encoder, read_checkpoint
+from twoview.watch import illnesses
 from twoview.watch.meter import Meter
 
 Command = Callable[..., Any]
@@ -153,6 +154,9 @@ PICTURES = (
     "encoder.widths=[4,4,8,8]",
 )
 
+FEW = ("corruption_images=8", "quality_images=16", "invariance_images=8", "map_images=16", "label_seeds=1")
+FEW += ("fractions=[]", "k=[5]")  # of a card
+
 
 @pytest.fixture
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -242,8 +246,7 @@ def test_vectors_train_resume_and_are_judged(
 @pytest.mark.usefixtures("toys")
 def test_what_needs_images_is_absent_without_an_error(command: Command, tmp_path: Path) -> None:
     assert command(*VECTORS, "epochs=1", "hydra.run.dir=run").code == 0
-    few = ("corruption_images=8", "quality_images=16", "invariance_images=8", "map_images=16", "label_seeds=1")
-    ended = command("ckpt=run", TRUST, *few, "fractions=[]", "k=[5]", name="evaluate")
+    ended = command("ckpt=run", TRUST, *FEW, name="evaluate")
     assert ended.code == 0, ended.err
     card = json.loads((tmp_path / "run" / "card" / "card.json").read_text())
     assert {"robustness", "invariance", "neighbours"} <= card["missing"].keys()
@@ -284,8 +287,26 @@ def test_three_views_of_two_sizes_train_resume_and_are_judged(
     header, *rows = (run / "metrics.csv").read_text().splitlines()
     assert "smallest" in header
     assert rows
-    for name, more in {"knn": ["k=5"], "probe": ["strengths=[0.01]"], "embed": []}.items():
+    for name, more in {"knn": ["k=5"], "probe": ["strengths=[0.01]"], "embed": [], "evaluate": [*FEW]}.items():
         ended = command(f"ckpt={run}", TRUST, *more, name=name)
         assert ended.code == 0, ended.err
+    card = json.loads((run / "card" / "card.json").read_text())
+    assert set(card["quality"]["run"]) == {"h"}  # there is no head, so there is no z
+    assert "has no head behind h" in command(f"ckpt={run}", TRUST, "features=z", name="embed").error
+    monkeypatch.setattr(illnesses, "FEWEST_STEPS", 6)
+    assert "verdict: healthy" in command(f"run={run}", name="doctor").out  # by the spread of h alone
     shutil.rmtree(run)
     assert "Trio takes 3 views of a sample, not 2 (augment.views)" in command(*words, "hydra.run.dir=two").error
+
+
+def test_byol_trains_resumes_and_is_judged(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = (*PICTURES, *OF_A_RUN, "model=byol", "model.projector.hidden_dim=8", "model.predictor.hidden_dim=8")
+    run = interrupted_and_resumed(command, monkeypatch, tmp_path, words)
+    state = read_checkpoint(run)["state_dict"]
+    assert not state["teacher.stage1.0.0.weight"].equal(state["encoder.stage1.0.0.weight"])
+    for name, more in {"knn": ["k=5"], "probe": ["strengths=[0.01]"], "embed": ["features=z"]}.items():
+        for which in ("student", "teacher")[: 1 + (name != "embed")]:
+            ended = command(f"ckpt={run}", f"encoder_of={which}", *more, name=name)
+            assert ended.code == 0, ended.err
+    monkeypatch.setattr(illnesses, "FEWEST_STEPS", 6)
+    assert "verdict: healthy" in command(f"run={run}", name="doctor").out
