@@ -27,6 +27,7 @@ from twoview.errors import UserError
 from twoview.report import page
 from twoview.report import theme as themes
 from twoview.report.words import in_points, percent
+from twoview.run.identity import BESIDE
 
 PNG = b"\x89PNG\r\n\x1a\n made up"
 NOISE = (0.004, -0.003, 0.001, 0.0, -0.002)  # of a seed, common to all arms
@@ -103,13 +104,13 @@ def metrics(top1: float) -> dict[str, Any]:
 
 
 def test_runs_that_differ_in_more_than_the_study_varies_are_refused(tmp_path: Path) -> None:
-    who = {"data": "d", "code": "c", "precision": "32-true", "after": ""}
+    who = {"data": "d", "test": "t", "code": "c", "precision": "32-true", "statistics": "global batch", "after": ""}
     numbers = iter(range(100))
 
     def on(part: str) -> Callable[[dict[str, Any]], None]:
         return lambda result: result.update(identity=who | {part: str(next(numbers))})
 
-    for part, what in {"data": "training images", "code": "code", "precision": "precision", "after": "gone on"}.items():
+    for part, what in BESIDE.items():
         folder = study(tmp_path / part, at(0, 0.5), change=on(part))
         with pytest.raises(UserError, match=f"{what}.*allow_changes=true"):
             read(folder)

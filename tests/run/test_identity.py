@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,18 @@ from PIL import Image
 from twoview.data.image.folder import image_folder
 from twoview.data.image.shapes import shapes
 from twoview.errors import UserError
+from twoview.run import identity
 from twoview.run.checkpoint import read_checkpoint
-from twoview.run.identity import LEFT_OUT, Identity, config_hash, data_digest, differences, flat, relevant
+from twoview.run.identity import (
+    LEFT_OUT,
+    Identity,
+    config_hash,
+    data_digest,
+    differences,
+    flat,
+    relevant,
+    statistics_of,
+)
 from twoview.train import pretrain
 
 Compose = Callable[..., dict[str, Any]]
@@ -121,7 +132,8 @@ def test_every_part_of_an_identity_counts() -> None:
         Identity("c", "d", "x", "32-true"),
     ]
     others += [Identity("c", "d", "e", "bf16-mixed"), Identity("c", "d", "e", "32-true", "f@3")]
-    assert len({identity.run_hash for identity in [base, *others]}) == 6
+    others += [replace(base, test="x"), replace(base, statistics="each of 2 devices")]
+    assert len({who.run_hash for who in [base, *others]}) == 8
 
 
 # Of real runs.
@@ -138,9 +150,11 @@ def test_a_run_says_who_it_is(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "says"),
     [
-        ("data", "the training images differ"),
-        ("code", "the code of twoview differs"),
+        ("data", "the training samples differ"),
+        ("test", "the test samples differ"),
+        ("code", "the code differs"),
         ("precision", "precision .* instead of 8-bit"),
+        ("statistics", "batch statistics of global batch instead of 8-bit"),
     ],
 )
 def test_a_run_on_other_data_or_code_is_not_gone_on_with(
@@ -158,14 +172,105 @@ def test_a_run_on_other_data_or_code_is_not_gone_on_with(
     assert pretrain.run(config, tmp_path)["identity"] == summary["identity"]
 
 
-def test_a_checkpoint_from_before_identities_is_taken_with_a_word(
+def test_a_checkpoint_without_identity_is_damaged(
+    finished: Path, compose: Compose, tiny: list[str], tmp_path: Path
+) -> None:
+    for part, says in (("identity", "does not say with which data"), ("random", "generators of random numbers")):
+        checkpoint = read_checkpoint(finished)
+        (checkpoint if part in checkpoint else checkpoint["twoview"]).pop(part)
+        torch.save(checkpoint, tmp_path / "last.ckpt")
+        with pytest.raises(UserError, match=f"damaged: .*{says}"):
+            pretrain.run(compose(*tiny) | {"resume": str(tmp_path)}, tmp_path)
+
+
+# Batch statistics.
+
+
+@pytest.mark.parametrize(
+    ("sync", "devices", "expected"),
+    [
+        (True, 1, "global batch"),
+        (True, 4, "global batch"),
+        (False, 1, "global batch"),
+        (False, 2, "each of 2 devices"),
+        (False, 4, "each of 4 devices"),
+    ],
+)
+def test_batch_statistics_count_by_what_they_are_taken_over(
+    compose: Compose, sync: bool, devices: int, expected: str
+) -> None:
+    config = compose(f"trainer.sync_batchnorm={str(sync).lower()}", "data=shapes")
+    assert config_hash(config) == config_hash(compose("data=shapes"))
+    assert statistics_of(sync, devices) == expected
+    base = Identity("c", "d", "e", "32-true")
+    same = replace(base, statistics=statistics_of(sync, devices)).run_hash == base.run_hash
+    assert same == (sync or devices == 1)
+
+
+def test_the_switch_alone_refuses_no_resumption_on_one_device(
+    finished: Path, compose: Compose, tiny: list[str], tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    config = compose(*tiny, "trainer.sync_batchnorm=false") | {"resume": "auto"}
+    summary = pretrain.run(config, tmp_path / "run")
+    assert summary["identity"]["run_hash"] == read_checkpoint(finished)["twoview"]["identity"]["run_hash"]
+
+
+# The test split.
+
+
+def test_the_samples_that_a_run_is_scored_on_count(compose: Compose, tiny: list[str], tmp_path: Path) -> None:
+    """Of one training split: the scores of the monitor are results."""
+    words = [*tiny, "epochs=1", "loader.max_batches=1", "quality=null"]
+    first = pretrain.run(compose(*words), tmp_path / "a")["identity"]
+    same = pretrain.run(compose(*words, "data.n_test=65"), tmp_path / "b")["identity"]
+    assert first["data"] == same["data"]
+    assert first["test"] != same["test"]
+    assert pretrain.run(compose(*words, "knn=null"), tmp_path / "c")["identity"]["test"] == ""
+
+
+# Code.
+
+
+@pytest.mark.parametrize(
+    ("file", "decides"),
+    [
+        *((name, True) for name in ("rng.py", "augment/views.py", "losses/contrastive.py", "parallel/norm.py")),
+        *((name, True) for name in ("encoder/small.py", "model/simclr.py", "optim/muon.py", "data/batches.py")),
+        *((name, True) for name in ("train/assemble.py", "train/trainer.py", "augment/new/op.py", "model/mine.py")),
+        *((name, False) for name in ("report/page.py", "card/page.py", "ablate/page.py", "commands/probe.py")),
+        *((name, False) for name in ("cli/entry.py", "watch/doctor.py", "train/command.py", "stats/intervals.py")),
+        *((name, False) for name in ("run/registry.py", "evaluate/classify/linear.py", "selftest/one.py")),
+    ],
+)
+def test_the_code_that_decides_weights_counts_and_no_other(tmp_path: Path, file: str, decides: bool) -> None:
+    package = tmp_path / "twoview"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(identity.PACKAGE, package, ignore=ignore)
+    before = identity._digests.__wrapped__(package)
+    assert before == (identity.code_digest(), identity.surroundings()["rest of twoview"])
+    path = package / file
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as lines:
+        lines.write("# another remark\n")
+    after = identity._digests.__wrapped__(package)
+    assert (after[0] != before[0], after[1] != before[1]) == (decides, not decides)
+
+
+def test_every_room_is_on_one_side() -> None:
+    names = {path.name for path in identity.PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert set(identity.DECIDES) <= names
+    assert all((identity.PACKAGE / name).is_file() for name in identity.SPEAKS)
+
+
+def test_other_software_is_told_and_refuses_nothing(
     finished: Path, compose: Compose, tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint = read_checkpoint(finished)
-    del checkpoint["twoview"]["identity"]
+    checkpoint["twoview"]["identity"]["surroundings"] |= {"torch": "1.0", "rest of twoview": "other"}
     torch.save(checkpoint, tmp_path / "last.ckpt")
     caplog.set_level("INFO")
-    assert pretrain.run(compose(*tiny) | {"resume": str(tmp_path)}, tmp_path)["status"] == "finished"
-    assert "does not say with which data and code" in caplog.text
-    with pytest.raises(UserError, match="epochs=3 instead of 2"):
-        pretrain.run(compose(*tiny, "epochs=3") | {"resume": str(tmp_path)}, tmp_path)
+    config = compose(*tiny) | {"resume": str(tmp_path)}
+    assert pretrain.run(config, tmp_path)["identity"]["after"] == ""
+    assert f"torch {torch.__version__} instead of 1.0" in caplog.text
+    assert "rest of twoview" in caplog.text

@@ -60,7 +60,7 @@ def test_results_of_other_runs_are_compared_on_demand_only(root: Path, capsys: p
     path = root / "two" / "identity.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"data": "other"}))
     out = said(capsys, "diff", root / "one", root / "two")
-    assert "results are not compared, since the runs are of other configuration, training images:" in out
+    assert "results are not compared, since the runs are of other configuration, training samples:" in out
     assert "linear" not in out
     assert "linear" in said(capsys, "diff", root / "one", root / "two", "--across")
 

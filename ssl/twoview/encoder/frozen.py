@@ -25,7 +25,7 @@ class Frozen(nn.Module):
         self.preprocess = preprocess
         self.dim = int(encoder.dim)  # type: ignore[arg-type]
         self.config: dict[str, Any] = {}
-        self.identity: dict[str, str] = {}
+        self.identity: dict[str, Any] = {}
         self.shape: Shape = None
 
     def forward(self, samples: Samples) -> Tensor:

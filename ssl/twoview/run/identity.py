@@ -12,6 +12,7 @@ from typing import Any
 from twoview.data.demand import OnDemand
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
+from twoview.run.provenance import versions
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ LEFT_OUT = {
     "trainer.num_nodes",
     "trainer.strategy",
     "trainer.deterministic",
+    "trainer.sync_batchnorm",
     "trainer.benchmark",
     # without effect of their own
     "augment.strength",
@@ -62,8 +64,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
       monitors measure counts (`knn.k`, ...): their numbers are part of the result.
     - `channels_last`, `compile`, `augment.compile`, `loss.chunk`, `model.chunk`, `loader.num_workers`, and of the
       trainer accelerator, devices, nodes, strategy, `deterministic` and `benchmark`: the same numbers up to rounding.
-      W devices compute what one does. `trainer.sync_batchnorm` counts, since without it they do not, and so does
-      `trainer.precision`, as it is written.
+      W devices compute what one does, except for batch statistics without `trainer.sync_batchnorm`: what that comes
+      to on so many devices is a part of the identity of its own. `trainer.precision` counts as it is written.
     - `augment.strength` acts through the values of the operations that were made from it, which count;
       `model.fresh_queue` is itself a word for one resumption.
 
@@ -110,21 +112,45 @@ def data_digest(samples: SampleSet) -> str:
     return _short([samples.shape, samples.samples.stamp(), labels])
 
 
-@functools.cache  # what a process runs is what it found at its start
+PACKAGE = Path(__file__).parents[1]
+DECIDES = ("data", "augment", "encoder", "losses", "parallel", "optim", "model", "train", "rng.py")  # the weights
+SPEAKS = ("train/command.py", "train/config.py", "train/budget.py", "train/summary.py")  # of a run, beside its training
+
+
 def code_digest() -> str:
-    """12 hex digits over the source files of the package, with or without a version control."""
-    package = Path(__file__).parents[1]
-    sha = hashlib.sha256()
+    """12 hex digits over the source files that decide a run's weights, with or without a version control."""
+    return _digests(PACKAGE)[0]
+
+
+def surroundings() -> dict[str, str]:
+    """What a run's result should not depend on, and is told all the same: versions, and the rest of the code."""
+    return {"rest of twoview": _digests(PACKAGE)[1]} | versions()
+
+
+@functools.cache  # what a process runs is what it found at its start
+def _digests(package: Path) -> tuple[str, str]:
+    """Of the files that decide weights, and of all others."""
+    shas = hashlib.sha256(), hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        sha.update(f"{path.relative_to(package).as_posix()}\0".encode())
+        name = path.relative_to(package).as_posix()
+        sha = shas[0 if name.split("/")[0] in DECIDES and name not in SPEAKS else 1]
+        sha.update(f"{name}\0".encode())
         sha.update(hashlib.sha256(path.read_bytes()).digest())
-    return sha.hexdigest()[:12]
+    return shas[0].hexdigest()[:12], shas[1].hexdigest()[:12]
+
+
+def statistics_of(sync_batchnorm: bool, devices: int) -> str:
+    """Over which samples batch statistics are taken: one device has the global batch anyway."""
+    return "global batch" if sync_batchnorm or devices == 1 else f"each of {devices} devices"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides a run's result. `precision` is what `trainer.precision=auto` came to on the machine. `after` names
-    the run and step that a run with changes went on from; empty for a run that is the same from its start.
+    """What decides a run's result.
+
+    `test` are the samples that its monitors score on, empty without such. `precision` is what `trainer.precision=auto`
+    came to on the machine, `statistics` what `trainer.sync_batchnorm` did on so many devices. `after` names the run and
+    step that a run with changes went on from; empty for a run that is the same from its start.
     """
 
     config: str
@@ -132,15 +158,17 @@ class Identity:
     code: str
     precision: str
     after: str = ""
+    test: str = ""
+    statistics: str = "global batch"
 
     @property
     def run_hash(self) -> str:
         """12 hex digits over all of it: equal for runs that are the same run."""
         return _short(asdict(self))
 
-    def stored(self) -> dict[str, str]:
-        """As plain values, for the checkpoint and the summary."""
-        return asdict(self) | {"run_hash": self.run_hash}
+    def stored(self) -> dict[str, Any]:
+        """As plain values, for the checkpoint and the summary, with the `surroundings`, which do not count."""
+        return asdict(self) | {"run_hash": self.run_hash, "surroundings": surroundings()}
 
 
 def follow(
@@ -148,19 +176,24 @@ def follow(
 ) -> Identity:
     """The identity of a run that goes on from a checkpoint.
 
-    UserError that lists what differs, unless `allow_changes`. Of checkpoints without identity, older than these, the
-    configuration alone is compared.
+    UserError that lists what differs, unless `allow_changes`; other surroundings are told.
     """
     about = checkpoint["twoview"]
-    before = about.get("identity") or {}
+    before = about.get("identity")
+    if not isinstance(before, dict):
+        raise UserError(f"{path} is damaged: it does not say with which data and code it was trained")
     changes = differences(about["config"], config)
-    if not before:
-        log.info("%s does not say with which data and code it was trained: they are not compared", path)
-    for name, what in (("data", "training images"), ("code", "code of twoview")):
-        if before and before.get(name) != getattr(identity, name):
-            changes.append(f"the {what} differ{'s' * (name == 'code')}")
-    if before and before.get("precision") != identity.precision:
-        changes.append(f"precision {identity.precision} instead of {before.get('precision')}")
+    for name, what in (("data", "training samples differ"), ("test", "test samples differ"), ("code", "code differs")):
+        if before.get(name) != getattr(identity, name):
+            changes.append(f"the {what}")
+    for name, what in (("precision", "precision"), ("statistics", "batch statistics of")):
+        if before.get(name) != getattr(identity, name):
+            changes.append(f"{what} {getattr(identity, name)} instead of {before.get(name)}")
+    then = before.get("surroundings") if isinstance(before.get("surroundings"), dict) else {}
+    present = surroundings().items()
+    unlike = [f"{name} {value} instead of {then.get(name)}" for name, value in present if then.get(name) != value]
+    if unlike:
+        log.info("going on with other software than before: %s", "; ".join(unlike))
     if not changes:
         return replace(identity, after=str(before.get("after", "")))
     said = "; ".join(changes[:6]) + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
@@ -169,12 +202,19 @@ def follow(
             f"{path} is of another run: {said}. allow_changes=true goes on all the same, with a result that is of "
             "neither run"
         )
-    step = checkpoint.get("global_step")
+    step = checkpoint["global_step"]
     log.info("going on from step %s with changes: %s", step, said)
-    return replace(identity, after=f"{before.get('run_hash', 'unknown')}@{step}")
+    return replace(identity, after=f"{before.get('run_hash')}@{step}")
 
 
-BESIDE = {"data": "training images", "code": "code of twoview", "precision": "precision", "after": "run gone on from"}
+BESIDE = {
+    "data": "training samples",
+    "test": "test samples",
+    "code": "code of twoview",
+    "precision": "precision",
+    "statistics": "batch statistics",
+    "after": "run gone on from",
+}
 
 
 def apart(*identities: Mapping[str, Any], but: Collection[str] = ()) -> list[str]:

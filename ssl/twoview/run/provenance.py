@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
     return {
         "twoview": twoview.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # plain text, in a checkpoint too
         "torchvision": torchvision.__version__,
         "pytorch_lightning": pl.__version__,
     }

@@ -124,7 +124,7 @@ class Checkpoints(pl.Callback):
         self.every_seconds = float("inf") if every_minutes is None else 60 * every_minutes
         self.keep = keep
         self.on_error = on_error
-        self.identity: dict[str, str] = {}  # set by the run
+        self.identity: dict[str, Any] = {}  # set by the run
         self.max_seconds: float | None = None
         self.stop_reason: str | None = None
         self._random: list[dict[str, torch.Tensor]] = []  # of each process, where a run is gone on with
@@ -241,8 +241,11 @@ class Checkpoints(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if checkpoint["twoview"]["config"]["seed"] == self.config["seed"]:
-            self._random = checkpoint["random"]
+        states = checkpoint.get("random")
+        if not isinstance(states, list) or not all(isinstance(s, dict) and _is_state(s.get("cpu")) for s in states):
+            raise UserError("the checkpoint is damaged: it lacks the states of the generators of random numbers")
+        if checkpoint["twoview"]["config"].get("seed") == self.config["seed"]:
+            self._random = states
 
     def release_signals(self) -> None:
         """Gives the signals back, for after the fit: Lightning, at its end, sets the handlers again that it found."""
@@ -257,6 +260,10 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     if device.type != "cpu":
         states[device.type] = getattr(torch, device.type).get_rng_state()
     return states
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.uint8 and value.shape == torch.get_rng_state().shape
 
 
 def set_random_state(states: Mapping[str, torch.Tensor], device: torch.device) -> None:

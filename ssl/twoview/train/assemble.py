@@ -17,7 +17,7 @@ from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.model.base import Begin, Method
 from twoview.run.checkpoint import STATE
-from twoview.run.identity import Identity, code_digest, config_hash, data_digest, follow
+from twoview.run.identity import Identity, code_digest, config_hash, data_digest, follow, statistics_of
 from twoview.run.resume import STARTS, refuse_misfit, refuse_other_steps, source
 from twoview.run.saving import Checkpoints
 from twoview.train.compiled import Compiler
@@ -85,7 +85,14 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
         logger=TensorBoard(save_dir=str(folder), name="", version=""),
     )
     model.begin(_begin(config, data, trainer, shapes))
-    identity = Identity(config_hash(config), data_digest(train), code_digest(), str(trainer.precision))
+    identity = Identity(
+        config_hash(config),
+        data_digest(train),
+        code_digest(),
+        str(trainer.precision),
+        test=data_digest(knn.test) if knn else "",
+        statistics=statistics_of(config["trainer"].get("sync_batchnorm", True), trainer.world_size),
+    )
     if checkpoint is not None and start is not None:
         identity = follow(identity, config, checkpoint, start, bool(config.get("allow_changes")))
         refuse_misfit(checkpoint, start, model)
