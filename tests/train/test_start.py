@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 import torch
 import yaml
@@ -13,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import twoview
+from twoview.cli.configs import CONFIGS
 from twoview.data.image.shapes import shapes
 from twoview.errors import UserError
 from twoview.train import start
@@ -46,9 +48,10 @@ def test_it_trains_as_the_command_line_does(command: Any, tmp_path: Path, monkey
     assert run.identity["run_hash"]
 
 
-def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
-    folders = {start._fresh(str(tmp_path / "runs" / "a")) for _ in range(3)}
-    assert {path.name for path in folders} == {"a", "a_2", "a_3"}
+def test_runs_of_one_name_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [twoview.train(**QUICK, **{"hydra.run.dir": "runs/a", "loader.max_batches": 1}) for _ in range(2)]
+    assert [run.folder for run in runs] == [Path("runs/a"), Path("runs/a_2")]
 
 
 @pytest.mark.parametrize(
@@ -95,11 +98,11 @@ def test_values_reach_the_configuration_as_they_are() -> None:
         "ü#",
     ]
     for text in texts:
-        composed, _ = start._composed(list(start._words({"data": {"root": text}})), None)
+        (composed, *_), _ = start._composed(list(start._words({"data": {"root": text}})))
         assert composed.data.root == text
     values: dict[str, Any] = {"name": "x", "seed": 3, "model.temperature": 1e-3, "encoder.stem": None}
     values |= {"augment.ops.crop.scale": (0.5, 1.0), "channels_last": False}
-    composed, _ = start._composed(list(start._words(values)), None)
+    (composed, *_), _ = start._composed(list(start._words(values)))
     for key, value in values.items():
         found = OmegaConf.select(composed, key)
         assert found == (list(value) if isinstance(value, tuple) else value), key
@@ -108,7 +111,7 @@ def test_values_reach_the_configuration_as_they_are() -> None:
 def test_a_section_with_a_target_takes_the_place_of_what_is_there() -> None:
     small = {"_target_": "twoview.encoder.small.Small", "widths": [4, 4, 8, 8]}
     op = {"_target_": "twoview.augment.image.tone.Solarize", "threshold": 0.6}
-    composed, _ = start._composed(list(start._words({"encoder": small, "augment": {"ops": {"solarize": op}}})), None)
+    (composed, *_), _ = start._composed(list(start._words({"encoder": small, "augment": {"ops": {"solarize": op}}})))
     assert composed.encoder == small
     assert composed.augment.ops.solarize == op
     assert list(composed.augment.ops) == ["crop", "flip", "jitter", "gray", "solarize"]
@@ -116,8 +119,11 @@ def test_a_section_with_a_target_takes_the_place_of_what_is_there() -> None:
 
 def test_hydra_is_left_as_it_was() -> None:
     GlobalHydra.instance().clear()
-    start._composed([], None)
+    start._composed([])
     assert not GlobalHydra.instance().is_initialized()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        start._composed([])
+        assert hydra.compose("knn").k == 200
 
 
 def test_import_costs_nothing_and_gives_everything() -> None:

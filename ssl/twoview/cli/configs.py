@@ -1,6 +1,7 @@
 """Where configurations lie: twoview's own, and those of the person at the keyboard beside them."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from twoview.cli.words import quoted
 from twoview.errors import UserError
@@ -85,17 +86,35 @@ def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
     return sorted({path.stem for folder in (CONFIGS, *folders) for path in (folder / group).glob("*.yaml")})
 
 
-def compose(command: str, words: Sequence[str], folders: Sequence[Path] = ()) -> tuple[DictConfig, list[File]]:
-    """The configuration of a command, `hydra` included, and the files that it was composed of.
+class Composed(NamedTuple):
+    """The configuration of a command, what Hydra itself is told, and the files that both were composed of."""
 
-    Leaves Hydra as it was: this works in a program that is a Hydra application itself.
+    config: DictConfig
+    hydra: DictConfig
+    files: list[File]
+
+
+def compose(command: str, words: Sequence[str], folders: Sequence[Path] = ()) -> Composed:
+    """Composes a command's configuration with words as `meant` gives them. Leaves Hydra as it was: this works in a
+    program that is a Hydra application itself.
     """
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        words = [*search_words(folders), *words]
+    words = [*search_words(folders), *words]
+    with _hydra_aside(), initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         composed = hydra_compose(command, overrides=words, return_hydra_config=True)
         defaults = GlobalHydra.instance().config_loader().compute_defaults_list(command, words, RunMode.RUN).defaults
     files = []
     for entry in defaults:
         paths = [path for folder in (CONFIGS, *folders) if (path := folder / f"{entry.config_path}.yaml").is_file()]
         files += [File(paths[0], entry.package or "")] if paths else []
-    return composed, files
+    config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    return Composed(config, composed.hydra, files)
+
+
+@contextmanager
+def _hydra_aside() -> Iterator[None]:
+    """Without the one Hydra that a process can have; it is back afterwards."""
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = outer

@@ -158,6 +158,11 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+def searched() -> list[str]:
+    """The word that tells Hydra where configurations of one's own lie, if there are any: for whoever composes again."""
+    return [word for word in HydraConfig.get().overrides.hydra if word.startswith("hydra.searchpath=")]
+
+
 def plain(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain containers with every interpolation resolved."""
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

@@ -19,13 +19,12 @@ def help_page(
     command: str, words: Sequence[str], groups: Mapping[str, Sequence[str]], folders: Sequence[Path] = ()
 ) -> str:
     """What `<command> --help` prints, with the keys and values that the words give it."""
-    composed, files = compose(command, words, folders)
-    template = in_its_words(composed.hydra.help.template)
+    config, hydra, files = compose(command, words, folders)
+    template = in_its_words(hydra.help.template)
     comments: dict[str, str] = {}
     for path, section in files:
         comments |= _comments(path.read_text(), section, with_title=path.parent.name in groups)
-    chosen = {group: option for group, option in composed.hydra.runtime.choices.items() if group in groups}
-    config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    chosen = {group: option for group, option in hydra.runtime.choices.items() if group in groups}
     return Template(template).safe_substitute(
         APP_CONFIG_GROUPS="\n".join(f"  {group}: {', '.join(options)}" for group, options in groups.items()),
         CONFIG="\n".join(_lines(config, comments, chosen)),

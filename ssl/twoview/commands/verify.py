@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from twoview.cli import schema
-from twoview.cli.entry import overrides, plain
+from twoview.cli.entry import overrides, plain, searched
 from twoview.errors import UserError
 from twoview.selftest.resume import Moment, first_difference, kill_and_resume, run_through
 
@@ -25,7 +25,8 @@ def verify_command(composed: DictConfig) -> int:
     if config["steps"] < 2 or not config["kills"] or config["resume"]:
         raise UserError("verify needs steps of at least 2, a kill in kills, and no resume")
     kills = [kill for kill in config["kills"] if kill != "knn" or config["knn"]]
-    words = [word for word in overrides() if word.partition("=")[0].lstrip("+") not in KEYS] + shortened(config)
+    words = [word for word in overrides() if word.partition("=")[0].lstrip("+") not in KEYS]
+    words += searched() + shortened(config)
     findings: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="twoview-verify-") as folder:
         straight = Path(folder) / "straight"

@@ -1,15 +1,14 @@
 """Going on with a run: which checkpoint, and with which configuration."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytorch_lightning as pl
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from twoview.cli import configs
 from twoview.cli.entry import plain
 from twoview.errors import UserError
 from twoview.run.checkpoint import read_newest, refuse_foreign
@@ -64,12 +63,13 @@ def refuse_misfit(checkpoint: dict[str, Any], path: Path, model: pl.LightningMod
             )
 
 
-def resumed(composed: DictConfig, words: list[str]) -> tuple[dict[str, Any], Path]:
+def resumed(composed: DictConfig, words: Sequence[str], search: Sequence[str] = ()) -> tuple[dict[str, Any], Path]:
     """The configuration in the checkpoint that `composed` resumes, with the values that the words of the command line
     change, and the folder of that run.
 
     What was made from a value by interpolation follows it. Words that say what the run is already, such as those it was
     started with, change nothing. The name of a group cannot change a run: UserError where it stands for other values.
+    `search`: words for Hydra that say where configurations lie besides twoview's own.
     """
     config = plain(composed)
     path, checkpoint = read_newest(config["resume"])
@@ -78,12 +78,12 @@ def resumed(composed: DictConfig, words: list[str]) -> tuple[dict[str, Any], Pat
     before, now = flat(stored), flat(config)
     raw = flat(OmegaConf.to_container(composed, resolve=False))
     keys = {word: word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words}
-    groups = set(HydraConfig.get().runtime.choices)
+    groups = configs.groups("train")
     given = {key for word, key in keys.items() if key not in groups}
     told: dict[str, Any] = {}
     for word, key in keys.items():
         if key in groups:
-            _refuse_other_group(word, key, before, now, given)
+            _refuse_other_group(word, key, before, now, given, search)
         elif key in (*STARTS, "trust") or _below(now, key) == _below(before, key):
             continue
         elif key in before and key in now:
@@ -103,12 +103,17 @@ def resumed(composed: DictConfig, words: list[str]) -> tuple[dict[str, Any], Pat
 
 
 def _refuse_other_group(
-    word: str, group: str, before: Mapping[str, Any], now: Mapping[str, Any], given: Collection[str]
+    word: str,
+    group: str,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    given: Collection[str],
+    search: Sequence[str],
 ) -> None:
     """UserError if a group's option stands for other values than the run has; keys that are given by themselves are let
     pass.
     """
-    default, alone = (flat(plain(hydra.compose("train", overrides=words))) for words in ([], [word]))
+    default, alone = (flat(plain(configs.compose("train", [*search, *words]).config)) for words in ([], [word]))
     sets = [key for key in now if key.startswith(f"{group}.") or (key in alone and alone[key] != default.get(key, ...))]
     for key in sets:
         if now[key] != before.get(key, ...) and not any(key == k or key.startswith(f"{k}.") for k in given):

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
-from twoview.cli.entry import output_dir, overrides, plain
+from twoview.cli.entry import output_dir, overrides, plain, searched
 from twoview.cli.program import spelled
 from twoview.errors import UserError
 from twoview.run.folder import CHECKPOINT
@@ -43,7 +43,7 @@ def main(composed: DictConfig) -> int:
                 "every start: name it, as hydra.run.dir=runs/mine"
             )
         if config["resume"] != "auto" and config["resume"] and isinstance(config["resume"], str):
-            config, run_dir = resumed(composed, overrides())
+            config, run_dir = resumed(composed, overrides(), searched())
         summary = run(config, run_dir, hold)
     except TrialStopped as stop:
         log.info("%s, before the run began", stop)

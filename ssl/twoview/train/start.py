@@ -1,19 +1,17 @@
 """Training from Python: composed and checked as on the command line, with the same messages."""
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from twoview.cli.configs import check_choices, compose, groups, keys, options, own_folders
+from twoview.cli.configs import Composed, check_choices, compose, groups, keys, options, own_folders, search_words
 from twoview.cli.entry import plain
 from twoview.cli.explain import explain
 from twoview.cli.trust import trusting
 from twoview.cli.words import Command, meant, quoted
 from twoview.errors import UserError
+from twoview.run.place import held, held_free
 from twoview.run.registry import Run, read_run
 from twoview.run.resume import resumed
 from twoview.train import pretrain
@@ -41,32 +39,37 @@ def train(
 
     Raises UserError for what the caller can mend, with the message that the command line has.
     """
+
+    @contextmanager
+    def hold(place: Path) -> Iterator[Path]:
+        nonlocal path
+        with (held_free if folder is None else held)(place) as path:
+            yield path
+
+    path = Path()
     words = [*([f"model={model}"] if model is not None else []), *_words(changes)]
     with trusting(trust):
-        composed, words = _composed(words, configs)
-        config = plain(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
-        config["trust"] = [trust] if isinstance(trust, str) else list(trust)
+        folders = own_folders(None if configs is None else str(configs))
+        composed, words = _composed(words, folders)
+        config = plain(composed.config)
+        config["trust"] = trust = [trust] if isinstance(trust, str) else list(trust)
         if config["resume"] == "auto" and folder is None:
             raise UserError("resume='auto' goes on with the run in its folder: name it, as folder='runs/mine'")
         if config["resume"] and config["resume"] != "auto":
-            config, path = resumed(OmegaConf.create(config), words)
+            config, path = resumed(composed.config, words, search_words(folders))
+            config["trust"] = trust
             pretrain.run(config, path)
         else:
-            path = _fresh(composed.hydra.run.dir) if folder is None else Path(folder).expanduser()
-            try:
-                pretrain.run(config, path)
-            finally:
-                with suppress(OSError):  # it holds the run
-                    path.rmdir()
-    return read_run(path, trust=config["trust"])
+            path = Path(composed.hydra.run.dir) if folder is None else Path(folder).expanduser()
+            pretrain.run(config, path, hold)
+    return read_run(path, trust)
 
 
-def _composed(words: list[str], configs: str | Path | None) -> tuple[DictConfig, list[str]]:
-    folders = own_folders(None if configs is None else str(configs))
+def _composed(words: list[str], folders: Sequence[Path] = ()) -> tuple[Composed, list[str]]:
     command = Command("train", keys("train"), {group: options(group, folders) for group in groups("train")})
     try:
         read = meant(words, command)
-        composed, _ = compose("train", read, folders)
+        composed = compose("train", read, folders)
         check_choices(dict(composed.hydra.runtime.choices), folders)
     except UserError:
         raise
@@ -107,15 +110,3 @@ def _value(place: str, value: Any) -> str:
     if isinstance(value, Sequence):
         return "[" + ",".join(_value(place, x) for x in value) + "]"
     raise UserError(f"{place}={value!r} is not a plain value: give numbers, text, lists and dicts")
-
-
-def _fresh(folder: str) -> Path:
-    """A folder of this name that was not there, with a number behind it where others start in the same second."""
-    for n in itertools.count(1):
-        path = Path(folder if n == 1 else f"{folder}_{n}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return path
-    raise AssertionError
