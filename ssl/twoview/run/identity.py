@@ -189,7 +189,8 @@ def follow(
     for name, what in (("precision", "precision"), ("statistics", "batch statistics of")):
         if before.get(name) != getattr(identity, name):
             changes.append(f"{what} {getattr(identity, name)} instead of {before.get(name)}")
-    then = before.get("surroundings") if isinstance(before.get("surroundings"), dict) else {}
+    then = before.get("surroundings")
+    then = then if isinstance(then, dict) else {}
     present = surroundings().items()
     unlike = [f"{name} {value} instead of {then.get(name)}" for name, value in present if then.get(name) != value]
     if unlike:

@@ -40,13 +40,14 @@ def train(
     Raises UserError for what the caller can mend, with the message that the command line has.
     """
 
+    path = Path()
+
     @contextmanager
     def hold(place: Path) -> Iterator[Path]:
         nonlocal path
         with (held_free if folder is None else held)(place) as path:
             yield path
 
-    path = Path()
     words = [*([f"model={model}"] if model is not None else []), *_words(changes)]
     with trusting(trust):
         folders = own_folders(None if configs is None else str(configs))
