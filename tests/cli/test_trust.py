@@ -44,11 +44,10 @@ def pictures(split: str, n: int = 64):
 
 open(os.path.join(os.path.dirname(__file__), "imported"), "w").close()
 '''
-OTHERS = ("n_train", "n_test", "size", "seed")
 PARTS = {
-    "encoder": ["encoder=small", "encoder._target_=mypackage.Net", "~encoder.widths", "+encoder.dim=8"],
-    "model": ["model._target_=mypackage.Mine"],
-    "data": ["data=shapes", "data._target_=mypackage.pictures", *(f"~data.{key}" for key in OTHERS)],
+    "encoder": "_target_: mypackage.Net\ndim: 8\n",
+    "model": "defaults: [simclr]\n_target_: mypackage.Mine\n",
+    "data": "_target_: mypackage.pictures\n_partial_: true\n",
 }
 RUN = ("model.projector.hidden_dim=8", "trainer=cpu", "batch_size=8", "epochs=1", "loader.max_batches=2", "knn=null")
 RUN += ("quality=null", "hydra.run.dir=run", "log_every_steps=1")
@@ -56,8 +55,12 @@ RUN += ("quality=null", "hydra.run.dir=run", "log_every_steps=1")
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A module `mypackage` in the working directory, which leaves a file when it is imported."""
+    """A module `mypackage` in the working directory, which leaves a file when it is imported, and configurations."""
     (tmp_path / "mypackage.py").write_text(PACKAGE)
+    for group, text in PARTS.items():
+        file = tmp_path / "configs" / group / "mine.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
     sys.modules.pop("mypackage", None)
@@ -65,10 +68,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def words(tiny: list[str], *parts: str) -> list[str]:
     """A tiny run with these parts from the package."""
-    kept = [
-        word for word in tiny if word.partition("=")[0].partition(".")[0] not in {*parts, "knn", "model", "batch_size"}
-    ]
-    return [*kept, *RUN, *(word for part in parts for word in PARTS[part])]
+    set_here = {*parts, "knn", "model", "batch_size"}
+    kept = [word for word in tiny if word.partition("=")[0].partition(".")[0] not in set_here]
+    return [*kept, *RUN, *(f"{part}=mine" for part in parts)]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -124,7 +126,8 @@ def test_a_trusted_package_trains_resumes_and_is_judged(package: Path, command: 
 def test_trust_is_in_what_the_package_defines(
     package: Path, command: Command, tiny: list[str], target: str, says: str
 ) -> None:
-    error = command(*tiny, f"encoder._target_={target}", "~encoder.widths", "trust=[mypackage]").error
+    (package / "configs" / "encoder" / "mine.yaml").write_text(f"_target_: {target}\n")
+    error = command(*words(tiny, "encoder"), "trust=[mypackage]").error
     assert says in error, error
 
 
