@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from twoview.cli.schema import found
 from twoview.errors import UserError
 
 _BARE = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_][a-z0-9_.]*", re.IGNORECASE)  # needs no quotes
@@ -164,7 +165,9 @@ class Compose(Study):
 
 
 class LeaveOneOut(Study):
-    """The policy without each of its operations, or of those that `ops` names."""
+    """The policy without each of its operations, or of those that `ops` names. A step from one kind of data to another
+    (`ToLogMel`) stays: without it the operations behind would have nothing to work on.
+    """
 
     def __init__(self, name: str, title: str, ops: list[str] | None = None, seeds: int | list[int] = 3) -> None:
         super().__init__(name, title, seeds)
@@ -175,7 +178,7 @@ class LeaveOneOut(Study):
         for op in self.ops or []:
             if op not in policy:
                 raise UserError(f"study.ops names {op!r}, which the policy lacks; it has: {', '.join(policy)}")
-        chosen = policy if self.ops is None else self.ops
+        chosen = [op for op in policy if not _turns(base, op)] if self.ops is None else self.ops
         if not chosen:
             raise UserError("the policy has no operation that could be left out; choose another by augment=...")
         arms = [Arm("the whole policy", (), {"left out": "nothing"})]
@@ -200,6 +203,12 @@ class AddOne(Study):
         arms = [Arm("the policy", (), {"added": "nothing"})]
         arms += [Arm(f"with {op}", (f"+augment.ops.{op}={value(how)}",), {"added": op}) for op, how in self.ops.items()]
         return Plan("categories", [Axis("added", "added", ["nothing", *self.ops])], arms, "the policy")
+
+
+def _turns(base: Base, op: str) -> bool:
+    """Whether an operation makes another kind of data of what it gets."""
+    node = base["augment"]["ops"].get(op)
+    return node is not None and bool(getattr(found(node["_target_"]), "makes", ""))
 
 
 def _operations(base: Base) -> list[str]:
