@@ -50,6 +50,8 @@ class TwoViews(nn.Module):
         does so where `ahead` promises that it pays and there is a compiler.
     """
 
+    home: Tensor
+
     def __init__(
         self,
         ops: Mapping[str, BatchAugment],
@@ -69,6 +71,7 @@ class TwoViews(nn.Module):
         self.ahead = 0  # samples of the whole run, if known: set by the data module
         self.groups: list[Group] = []
         self._begun = False
+        self.register_buffer("home", torch.empty(0), persistent=False)  # lies where views are made
         for group in [{"count": 2}] if views is None else views:
             number, changes = _read(group)
             policy = Policy(_policy(ops, changes, preprocess.kind), self.preprocess, seed)

@@ -26,7 +26,7 @@ def shown(samples: SampleSet, views: TwoViews, index: Tensor, epoch: int) -> lis
     """
     if samples.draw is None:
         raise UserError(f"the samples of {samples.name} cannot be drawn")
-    home = next(views.buffers(), index).device
+    home = views.home.device
     stored, index = moved(samples.fetch(index), home), index.to(home)
     seen = views.prepared(stored, index, epoch)
     if views.mix is not None:

@@ -1,5 +1,6 @@
 """The kNN monitor of a run."""
 
+import copy
 from typing import Any
 
 import pytorch_lightning as pl
@@ -65,7 +66,7 @@ class KNNMonitor(pl.Callback):
     @torch.no_grad()
     def evaluate(self, trainer: Any, pl_module: Any, epoch: int) -> None:
         if trainer.is_global_zero:
-            encoder = Frozen(pl_module.encoder, trainer.datamodule.views.preprocess)
+            encoder = Frozen(pl_module.encoder, copy.deepcopy(self.train.preprocess))
             device = pl_module.device
             bank, queries = (
                 extract(encoder, images, device=device).to(exact(device)) for images in (self.train, self.test)
