@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from twoview.cli.trust import is_trusted, remedy
 from twoview.errors import UserError
 
+MOST = 40  # names that a message lists
 _NO_MEMORY = ("out of memory", "allocate", "Storage size calculation overflowed", "array is too big")
 
 
@@ -130,9 +131,11 @@ def found(target: str, key: str = "") -> Callable[..., Any]:
 def unknown_key(path: str, key: str, known: Iterable[str]) -> str:
     known = sorted(known)
     spoken = {_letters(name): name for name in known}
-    close = difflib.get_close_matches(_letters(key), spoken, n=1)
-    hint = f" Did you mean {spoken[close[0]]}?" if close else ""
-    return f"{path or 'the configuration'} has no key {key!r}.{hint} It has: {', '.join(known)}"
+    close = [spoken[name] for name in difflib.get_close_matches(_letters(key), spoken, n=MOST)]
+    hint = f" Did you mean {close[0]}?" if close else ""
+    shown = known if len(known) <= MOST else sorted(close[:6]) or known[:MOST]  # a list that nobody reads helps nobody
+    rest = f" and {len(known) - len(shown)} more" if len(shown) < len(known) else ""
+    return f"{path or 'the configuration'} has no key {key!r}.{hint} It has: {', '.join(shown)}{rest}"
 
 
 def unknown_option(group: str, option: str, known: Iterable[str]) -> str:
