@@ -39,6 +39,16 @@ def shards(folder: Path) -> None:
     pyarrow.parquet.write_table(table, folder / "shards" / "train-00000-of-00001.parquet")
 
 
+def own_package(folder: Path) -> None:
+    (folder / "my_package.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    dim = 4\n\n    def __init__(self):\n"
+        "        super().__init__(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    config = folder / "configs" / "encoder" / "mine.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text("_target_: my_package.Net\n")
+
+
 def shortened(script: str, words: list[str], run: Path) -> list[str]:
     """The words of a command with what makes it short behind them, and with a real run in place of `<date>`."""
     words = [re.sub(r"runs/[\w-]+/<date>|<run>|runs/demo/latest", str(run), word) for word in words]
@@ -88,6 +98,9 @@ def test_command_of_the_readme_runs(
         photos(tmp_path)
     if "shards" in line:
         shards(tmp_path)
+    if "my_package" in line:
+        own_package(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)  # as Python does with the working directory
     for place in (word.removeprefix("report=") for word in words if word.startswith("report=")):
         shutil.copytree(ROOT / place, tmp_path / place)
     ended = command(*shortened(name, words, run), name=name)

@@ -306,7 +306,7 @@ def test_features_of_floats_that_are_none_name_the_image() -> None:
     images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
     images[3] = 7
     images_set = SampleSet("gray", images, None, (), Pixels((0.5,) * 3, (0.2,) * 3))
-    with pytest.raises(Exception, match="image 3"):
+    with pytest.raises(Exception, match="row 3"):
         extract(Frozen(Divides(), Pixels([0.0] * 3, [1.0] * 3)), images_set)
 
 

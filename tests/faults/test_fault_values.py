@@ -63,6 +63,8 @@ def keys() -> Iterator[tuple[str, str]]:
     for path in sorted(CONFIGS.glob("*/*.yaml")):
         group, option = path.parent.name, path.stem
         content = yaml.safe_load(path.read_text())
+        if path.name == "audio.yaml":  # no policy for images: tests/augment/audio tries its values
+            continue
         if group not in SECTIONS or path.read_text().startswith("# @package"):
             continue
         for key in leaves({name: value for name, value in content.items() if name not in skipped}, group):

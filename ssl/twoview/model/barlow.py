@@ -11,7 +11,7 @@ from torch import nn
 from twoview.data.batches import Batch
 from twoview.losses import barlow_twins
 from twoview.model.base import Begin, Method, Outcome
-from twoview.model.part.checks import check_statistics
+from twoview.model.part.checks import check_statistics, check_weight
 from twoview.model.part.head import Projector
 from twoview.optim.recipe import Recipe
 from twoview.optim.role import Role
@@ -36,7 +36,8 @@ class BarlowTwins(Method):
     ) -> None:
         super().__init__(encoder, optimizer)
         self.projector = projector(in_dim=encoder.dim)
-        self.weight, self.scale, self.vector_lr = weight, scale, vector_lr
+        self.weight, self.scale = check_weight(weight, "weight"), check_weight(scale, "scale")
+        self.vector_lr = check_weight(vector_lr, "vector_lr")
 
     def heads(self) -> dict[str, nn.Module]:
         return {"projector": self.projector}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from twoview.data.batches import Batch
 from twoview.losses import Moments, SingularError, cor_info_max, spread
 from twoview.model.base import Begin, Method, Outcome
-from twoview.model.part.checks import check_statistics, lost_dimensions
+from twoview.model.part.checks import check_statistics, check_weight, lost_dimensions
 from twoview.model.part.head import Projector
 from twoview.optim.recipe import Recipe
 
@@ -40,7 +40,8 @@ class CorInfoMax(Method):
     ) -> None:
         super().__init__(encoder, optimizer)
         self.projector = projector(in_dim=encoder.dim)
-        self.weight, self.forgetting, self.eps = weight, forgetting, eps
+        self.weight, self.forgetting = check_weight(weight, "weight"), check_weight(forgetting, "forgetting", 1)
+        self.eps = check_weight(eps, "eps")
         dim = self.projector.out_dim
         self.register_buffer("mean", torch.zeros(2, dim))
         self.register_buffer("covariance", torch.eye(dim).repeat(2, 1, 1))

@@ -15,7 +15,7 @@ from twoview.data.batches import Batch
 from twoview.losses import centred_softmax, spread, swapped_prediction
 from twoview.losses.prototypes import entropy
 from twoview.model.base import Method, Outcome
-from twoview.model.part.checks import check_sharper, check_temperature
+from twoview.model.part.checks import check_sharper, check_temperature, check_weight
 from twoview.model.part.crops import by_size
 from twoview.model.part.head import Projector
 from twoview.model.part.momentum import Momentum, follow, frozen_copy
@@ -62,7 +62,8 @@ class DINO(Method):
             check_temperature(warmup_temperature, "warmup_temperature"),
             check_temperature(teacher_temperature, "teacher_temperature"),
         )
-        self.momentum, self.centre_momentum = Momentum(momentum, momentum_end), centre_momentum
+        self.momentum = Momentum(momentum, momentum_end)
+        self.centre_momentum = check_weight(centre_momentum, "centre_momentum", 1)
         self.warmup_epochs, self.frozen_epochs, self.weight_decay_end = warmup_epochs, frozen_epochs, weight_decay_end
         self.projector = projector(in_dim=encoder.dim)
         self.prototypes = Prototypes(self.projector.out_dim, prototypes)

@@ -12,7 +12,7 @@ from torch import nn
 from twoview.data.batches import Batch
 from twoview.losses import spread, vicreg
 from twoview.model.base import Begin, Method, Outcome
-from twoview.model.part.checks import check_statistics
+from twoview.model.part.checks import check_statistics, check_weight
 from twoview.model.part.head import Projector
 from twoview.optim.recipe import Recipe
 
@@ -31,7 +31,8 @@ class VICReg(Method):
     ) -> None:
         super().__init__(encoder, optimizer)
         self.projector = projector(in_dim=encoder.dim)
-        self.invariance, self.variance, self.covariance = invariance, variance, covariance
+        self.invariance = check_weight(invariance, "invariance")
+        self.variance, self.covariance = check_weight(variance, "variance"), check_weight(covariance, "covariance")
 
     def heads(self) -> dict[str, nn.Module]:
         return {"projector": self.projector}

@@ -12,6 +12,14 @@ def check_temperature(value: float, name: str = "temperature") -> float:
     return value
 
 
+def check_weight(value: float, name: str, most: float = math.inf) -> float:
+    """A number of a loss that may be 0, at most `most` and always finite."""
+    if not (0 <= value <= most and value < math.inf):
+        bound = "not negative and finite" if most == math.inf else f"within [0, {most:g}]"
+        raise UserError(f"model.{name} must be {bound}, not {value}")
+    return value
+
+
 def check_statistics(batch_size: int, method: str) -> None:
     """Of methods whose loss is made of statistics over the batch."""
     if batch_size < 3:
