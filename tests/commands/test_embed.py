@@ -63,7 +63,7 @@ def test_a_file_holds_what_extract_gives(
     columns, metadata = read(tmp_path / f"f.{kind}", kind)
     encoder = load_encoder(finished)
     expected = torch.cat([extract(encoder, images, batch_size=100) for images in splits.values()])
-    assert columns.keys() == {"features", "index", "label", "test"}
+    assert columns.keys() == {"features", "index", "label", "name", "test"}
     assert columns["features"].dtype == np.float32
     assert torch.equal(torch.from_numpy(columns["features"].copy()), expected)
     assert columns["index"].tolist() == [*range(256), *range(64)]
@@ -157,7 +157,7 @@ def test_labels_and_a_test_split_are_not_needed(finished: Path, tmp_path: Path, 
     assert ended.code == 0, ended.err
     assert "no test split" in ended.out
     columns, metadata = read(tmp_path / "f.npz", "npz")
-    assert columns.keys() == {"features", "index", "test"}
+    assert columns.keys() == {"features", "index", "name", "test"}
     assert (len(columns["features"]), metadata["classes"]) == (8, [])
     assert "no test split" in command(*words, "split=test", name="embed").error
 

@@ -225,10 +225,12 @@ def _refuse_other_study(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _refuse_other_code(finished: Sequence[Job], settings: dict[str, Any], train: SampleSet) -> None:
-    """The report would refuse to compare old arms with new ones; said here, before hours of training."""
+    """The report would refuse to compare old arms with new ones; said here, before hours of training.
+    What is known only once a run is assembled, the report compares.
+    """
     now = {"code": code_digest(), "data": data_digest(train)}
     known = [read_json(job.folder / RESULT).get("identity") or {} for job in finished]
-    unlike = mixed([*known, now], settings["axes"], but=("precision", "after"))
+    unlike = mixed([*known, now], settings["axes"], but=("precision", "after", "test", "statistics"))
     if finished and unlike and not settings["allow_changes"]:
         raise UserError(
             f"{len(finished)} runs of the study were made with other {' and '.join(unlike)} than there are now: delete "

@@ -16,7 +16,7 @@ from twoview.errors import UserError
 
 log = logging.getLogger(__name__)
 
-RACES = 100  # times that a folder may vanish between its making and its locking: others remove it as they fail
+RACES = 1000  # times that a folder may vanish between its making and its locking: others remove it as they fail
 
 
 class InUseError(UserError):
