@@ -13,6 +13,7 @@ from torch import Tensor
 from twoview.cli import schema
 from twoview.cli.configs import CONFIGS
 from twoview.cli.entry import plain
+from twoview.cli.trust import trusting
 from twoview.model.base import Begin
 from twoview.parallel.precision import half_of
 from twoview.run.saving import Checkpoints, Interrupted
@@ -67,7 +68,8 @@ def run(config: dict[str, Any], folder: Path, steps: int, on_step: Callable[[Any
 
     Checkpoints.on_train_batch_end = noting  # type: ignore[method-assign]
     try:
-        return pretrain.run(config, folder)
+        with trusting(config.get("trust")):
+            return pretrain.run(config, folder)
     finally:
         Checkpoints.on_train_batch_end = original  # type: ignore[method-assign]
 

@@ -89,6 +89,7 @@ def measure(
         words += ["trainer.strategy=ddp", f"trainer.devices={processes}"]
     config = own.configuration(words)
     config["data"] = {"_target_": "scaling.synthetic", "_partial_": True, "n": n}
+    config["trust"] = ["scaling"]
     parameters = sum(p.numel() for p in own.model_and_optimizer(config, "cpu", "32-true")[0].parameters())
     before = record.memory_before(cuda=False)
     clock = own.Clock("cpu", WARM)
