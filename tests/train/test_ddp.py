@@ -165,6 +165,7 @@ def test_a_rank_that_fails_says_why_and_ends_the_job(tmp_path: Path, monkeypatch
     words = [
         "data=shapes",
         "data._target_=failing.failing",
+        "trust=[failing]",
         "~data.n_train",
         "~data.n_test",
         "~data.size",
