@@ -494,6 +494,14 @@ def second_name(result: dict[str, Any]) -> None:
     result["arm"] = "s=0"
 
 
+def pipe(name: str) -> Callable[[Path], None]:
+    def put(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return put
+
+
 def broken() -> Iterator[Any]:
     def spoil(name: str, content: str) -> Callable[[Path], None]:
         return lambda folder: next(folder.glob(name)).write_text(content) and None  # type: ignore[return-value]
@@ -501,6 +509,7 @@ def broken() -> Iterator[Any]:
     yield pytest.param({}, lambda folder: (folder / "study.json").unlink(), "there is no .*study.json", id="no study")
     yield pytest.param({}, spoil("study.json", "{"), "cannot read .*study.json", id="damaged study")
     yield pytest.param({}, spoil("study.json", "[]"), "damaged", id="no object")
+    yield pytest.param({}, pipe("study.json"), "is no file", id="a pipe for a study")
     yield pytest.param({}, spoil("study.json", "{}"), "lacks arms, axes", id="lacking keys")
     yield pytest.param({}, spoil("arms/*/result.json", '{"arm"'), "cannot read .*delete it", id="damaged result")
     yield pytest.param({"change": protocol}, None, "judged by protocol another", id="another protocol")

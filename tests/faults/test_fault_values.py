@@ -95,6 +95,8 @@ def healthy(option: str) -> DictConfig:
         "augment=simclr_imagenet": ["augment.ops.crop.size=8"],
         "model=moco": ["model.split_batch_norm=2"],
         "model=mocov3": ["model.predictor.hidden_dim=8"],
+        "model=swav": ["model.prototypes=8"],
+        "model=wmse": ["model.group=8", "model.projector.out_dim=4"],
     }.get(option, [])
     if group == "optimizer":
         words.append("optimizer.warmup_epochs=0")

@@ -304,7 +304,7 @@ def test_views_of_one_size_pass_together() -> None:
         ("nnclr", {"temperature": -1.0}, "model.temperature must be positive"),
         ("ressl", {"teacher_temperature": 0.1}, r"teacher_temperature=0.1 must be below .*student_temperature=0.1"),
         ("dino", {"teacher_temperature": 0.2}, r"teacher_temperature=0.2 must be below"),
-        ("dino", {"warmup_temperature": 0.1}, r"teacher_temperature=0.1 must be below"),
+        ("dino", {"warmup_temperature": 0.1}, r"warmup_temperature=0.1 must be below"),
         ("dino", {"momentum": 1.5}, r"momentum must lie in \[0, 1\]"),
         ("wmse", {"group": 6}, "model.group=6 must be larger than model.projector.out_dim=6"),
         ("swav", {"prototypes": 1}, "model.prototypes must be at least 2"),

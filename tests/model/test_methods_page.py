@@ -4,7 +4,7 @@ import re
 
 from test_every_method import FILES, NAMES, ROOT
 
-from twoview.watch.standstill import TABLE
+from twoview.watch.standstill_table import TABLE
 
 
 def test_the_page_has_a_row_for_each_method_with_its_source() -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -82,6 +83,7 @@ def test_a_folder_may_vanish_while_it_is_taken(tmp_path: Path) -> None:
         while not over.is_set():
             with suppress(OSError):
                 folder.rmdir()
+            time.sleep(0.0001)  # a thread that never waits would win every race
 
     thread = threading.Thread(target=remove)
     thread.start()

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from twoview.watch.doctor import examine
-from twoview.watch.standstill import TABLE, values
+from twoview.watch.standstill import values
+from twoview.watch.standstill_table import TABLE
 
 CONFIG: dict[str, Any] = {
     "batch_size": 256,

@@ -28,7 +28,8 @@ from twoview.losses import (
     vicreg,
     w_mse,
 )
-from twoview.watch.standstill import TABLE, page, values
+from twoview.watch.standstill import page, values
+from twoview.watch.standstill_table import TABLE
 
 ROOT = Path(__file__).parents[2]
 N, D, K = 64, 16, 48

@@ -178,6 +178,8 @@ def mixed(
 
 
 def _load(path: Path, remedy: str) -> dict[str, Any]:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} is no file; {remedy}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

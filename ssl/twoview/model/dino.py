@@ -56,7 +56,8 @@ class DINO(Method):
         weight_decay_end: float | None = None,
     ) -> None:
         super().__init__(encoder, optimizer)
-        check_sharper(max(teacher_temperature, warmup_temperature), student_temperature)
+        check_sharper(teacher_temperature, student_temperature)
+        check_sharper(warmup_temperature, student_temperature, "warmup_temperature")
         self.student_temperature = check_temperature(student_temperature, "student_temperature")
         self.temperatures = (
             check_temperature(warmup_temperature, "warmup_temperature"),
@@ -64,6 +65,7 @@ class DINO(Method):
         )
         self.momentum = Momentum(momentum, momentum_end)
         self.centre_momentum = check_weight(centre_momentum, "centre_momentum", 1)
+        check_weight(frozen_epochs, "frozen_epochs")
         self.warmup_epochs, self.frozen_epochs, self.weight_decay_end = warmup_epochs, frozen_epochs, weight_decay_end
         self.projector = projector(in_dim=encoder.dim)
         self.prototypes = Prototypes(self.projector.out_dim, prototypes)

@@ -62,8 +62,6 @@ class MoCo(Method):
         super().__init__(encoder, optimizer)
         if not 0 < temperature < math.inf:
             raise UserError(f"model.temperature must be positive, not {temperature}")
-        if queue_size < 1:
-            raise UserError(f"model.queue_size must be at least 1, not {queue_size}")
         if split_batch_norm < 1:
             raise UserError(f"model.split_batch_norm must be at least 1 group, not {split_batch_norm}")
         self.projector = projector(in_dim=encoder.dim)

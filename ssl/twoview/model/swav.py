@@ -15,7 +15,7 @@ from twoview.errors import UserError
 from twoview.losses import sinkhorn, spread, swapped_prediction
 from twoview.losses.prototypes import entropy
 from twoview.model.base import Begin, Method, Outcome
-from twoview.model.part.checks import check_temperature
+from twoview.model.part.checks import check_count, check_temperature, check_weight
 from twoview.model.part.crops import by_size
 from twoview.model.part.head import Projector
 from twoview.model.part.memory import Queue
@@ -49,15 +49,16 @@ class SwAV(Method):
         frozen_epochs: int = 1,
     ) -> None:
         super().__init__(encoder, optimizer)
-        if prototypes < 2 or iterations < 1 or queue_size < 0:
+        check_count(iterations, "iterations", most=100)
+        if prototypes < 2 or queue_size < 0:
             raise UserError(
-                "model.prototypes must be at least 2, model.iterations 1 and model.queue_size 0, "
-                f"not {prototypes}, {iterations} and {queue_size}"
+                f"model.prototypes must be at least 2 and model.queue_size 0, not {prototypes} and {queue_size}"
             )
         self.projector = projector(in_dim=encoder.dim)
         self.prototypes = Prototypes(self.projector.out_dim, prototypes)
         self.temperature, self.epsilon = check_temperature(temperature), check_temperature(epsilon, "epsilon")
-        self.iterations, self.queue_epoch, self.frozen_epochs = iterations, queue_epoch, frozen_epochs
+        check_weight(frozen_epochs, "frozen_epochs")
+        self.iterations, self.frozen_epochs, self.queue_epoch = iterations, frozen_epochs, queue_epoch
         self.queue = (
             Queue(queue_size, 2 * self.projector.out_dim) if queue_size else None
         )  # of both views, side by side

@@ -13,7 +13,7 @@ from twoview.data.batches import Batch
 from twoview.errors import UserError
 from twoview.losses import SingularError, spread, w_mse
 from twoview.model.base import Begin, Method, Outcome
-from twoview.model.part.checks import lost_dimensions
+from twoview.model.part.checks import check_count, lost_dimensions
 from twoview.model.part.head import Projector
 from twoview.optim.recipe import Recipe
 from twoview.rng import Draw
@@ -39,11 +39,11 @@ class WMSE(Method):
     ) -> None:
         super().__init__(encoder, optimizer)
         self.projector = projector(in_dim=encoder.dim)
-        if group <= self.projector.out_dim or iterations < 1:
+        check_count(iterations, "iterations", most=100)
+        if group <= self.projector.out_dim:
             raise UserError(
                 f"model.group={group} must be larger than model.projector.out_dim={self.projector.out_dim}, or the "
-                f"covariance of a group has no factor; the source takes twice as many. model.iterations={iterations} "
-                "must be at least 1"
+                "covariance of a group has no factor; the source takes twice as many"
             )
         self.group, self.iterations = group, iterations
         self.register_buffer("steps", torch.tensor(0))

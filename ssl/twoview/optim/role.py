@@ -26,5 +26,6 @@ class Role:
     def __post_init__(self) -> None:
         if self.lr < 0 or self.frozen_epochs < 0:
             raise UserError(
-                f"a role's learning rate and frozen epochs cannot be negative, got {self.lr} and {self.frozen_epochs}"
+                f"rates of the method's own and model.frozen_epochs cannot be negative, not {self.lr} and "
+                f"{self.frozen_epochs}"
             )

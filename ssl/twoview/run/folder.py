@@ -72,6 +72,8 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
 
 def read_json(path: Path) -> dict[str, Any]:
     """What an optional file says; empty where it is missing, damaged or holds something else."""
+    if not path.is_file():  # a pipe would be waited for
+        return {}
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):

@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,9 @@ from twoview.errors import UserError
 
 log = logging.getLogger(__name__)
 
-RACES = 1000  # times that a folder may vanish between its making and its locking: others remove it as they fail
+PATIENCE = (
+    5.0  # seconds for which a folder may vanish between its making and its locking: others remove it as they fail
+)
 
 
 class InUseError(UserError):
@@ -67,7 +70,8 @@ def held_free(folder: Path) -> Iterator[Path]:
 
 
 def _made_and_locked(folder: Path, key: str) -> int:
-    for _ in range(RACES):
+    last = time.monotonic() + PATIENCE
+    while time.monotonic() < last:
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             return _lock(folder / ".lock", key)

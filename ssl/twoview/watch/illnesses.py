@@ -15,7 +15,8 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
-from twoview.watch.standstill import Standstill, values
+from twoview.watch.standstill import values
+from twoview.watch.standstill_table import Standstill
 
 FEWEST_STEPS = 50  # by then every healthy run is at 72 % of chance level or below
 
@@ -187,7 +188,7 @@ def stands_still(case: Case) -> Finding | None:
 
 
 def _standing(case: Case) -> tuple[Evidence, Standstill] | None:
-    """The value of `twoview.watch.standstill` at which the last three readings are, if any."""
+    """The value of `twoview.watch.standstill_table` at which the last three readings are, if any."""
     last = case.curve("loss")[-3:]
     for value, row in values(str(case.get("model._target_", "")).rpartition(".")[2], case.get):
         near = (NEAR if row.alone else AROUND) * max(1.0, abs(value))

@@ -20,6 +20,13 @@ def check_weight(value: float, name: str, most: float = math.inf) -> float:
     return value
 
 
+def check_count(value: int, name: str, most: int) -> int:
+    """How often a step does something."""
+    if not 1 <= value <= most:
+        raise UserError(f"model.{name} must be within [1, {most}], not {value}")
+    return value
+
+
 def check_statistics(batch_size: int, method: str) -> None:
     """Of methods whose loss is made of statistics over the batch."""
     if batch_size < 3:
@@ -29,10 +36,10 @@ def check_statistics(batch_size: int, method: str) -> None:
         )
 
 
-def check_sharper(teacher: float, student: float) -> None:
+def check_sharper(teacher: float, student: float, name: str = "teacher_temperature") -> None:
     if not teacher < student:
         raise UserError(
-            f"model.teacher_temperature={teacher} must be below model.student_temperature={student}: a target that is "
+            f"model.{name}={teacher} must be below model.student_temperature={student}: a target that is "
             "flatter than the prediction teaches nothing"
         )
 

@@ -4,13 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from twoview.errors import UserError
+
 
 class Queue(nn.Module):
     """The newest `size` rows of length 1 and width `dim`, with the numbers of their samples; all of it in checkpoints.
 
     `rows` (K, D), float32; `index` (K,), -1 in an empty place; `count` (), how many ever went in. Every device holds
     the same queue: it takes the rows of the global batch. `random` fills it with random directions, for methods that
-    look something up from the first step on; their places count as empty.
+    look something up from the first step on; their places count as empty. UserError below 1.
     """
 
     rows: Tensor
@@ -19,6 +21,8 @@ class Queue(nn.Module):
 
     def __init__(self, size: int, dim: int, random: bool = False) -> None:
         super().__init__()
+        if size < 1:
+            raise UserError(f"model.queue_size must be at least 1, not {size}")
         start = F.normalize(torch.randn(size, dim), dim=1) if random else torch.zeros(size, dim)
         self.register_buffer("rows", start)
         self.register_buffer("index", torch.full((size,), -1))
