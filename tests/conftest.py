@@ -132,6 +132,16 @@ def command(
     return call
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are built and saved blank: to draw those of a report takes longer than the tiny runs that it is about."""
+
+    def blank(self: Any, file: Any, **_: Any) -> None:
+        file.write(b"<svg xmlns='http://www.w3.org/2000/svg'/>")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", blank)
+
+
 @pytest.fixture(scope="session")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of Parquet files like those of spoken digits: ten classes of noisy tones, said by three speakers."""

@@ -24,6 +24,7 @@ TWO = ("study=strength", "study.axes={augment.strength:[0,0.5]}", "judge.images=
 SCRIPT = CONFIGS.parent / "scripts" / "ablate_augment.py"
 
 Command = Callable[..., Any]
+pytestmark = pytest.mark.usefixtures("undrawn")  # test_study_page looks at the figures
 
 
 @pytest.fixture

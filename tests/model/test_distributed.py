@@ -22,7 +22,7 @@ from twoview.optim.recipe import Recipe
 from twoview.parallel import devices
 from twoview.parallel.norm import GlobalBatchNorm, global_batch_norm
 
-STEPS, BATCH, LAST = 20, 8, 5  # the last batch of each four is a smaller one
+STEPS, BATCH, LAST = 8, 8, 5  # the last batch of each four is a smaller one
 
 
 class Flat(nn.Module):
@@ -48,15 +48,15 @@ METHODS: dict[str, Callable[[], Method]] = {
     "simclr": lambda: SimCLR(Flat(norm=False), RECIPE, head(), temperature=0.5),
     "simclr, batch statistics": lambda: SimCLR(Flat(norm=True), RECIPE, head(), temperature=0.5),
     "simclr, in blocks": lambda: SimCLR(Flat(norm=True), RECIPE, head(), temperature=0.5, chunk=3),
-    "moco": lambda: MoCo(Flat(norm=False), RECIPE, head(), queue_size=37, split_batch_norm=1),
+    "moco": lambda: MoCo(Flat(norm=False), RECIPE, head(), queue_size=13, split_batch_norm=1),
     "moco, symmetric, masked": lambda: MoCo(
-        Flat(norm=True), RECIPE, head(), queue_size=37, split_batch_norm=1, symmetric=True, mask_same_image=True
+        Flat(norm=True), RECIPE, head(), queue_size=13, split_batch_norm=1, symmetric=True, mask_same_image=True
     ),
     "byol": lambda: BYOL(Flat(norm=True), RECIPE, head(norm="batch"), head(norm="batch")),
     "mocov3": lambda: MoCoV3(Flat(norm=True), RECIPE, head(norm="batch_all"), head(norm="batch")),
 }
 EVEN: dict[str, Callable[[], Method]] = {  # groups of statistics need even shares
-    "moco, split batch norm": lambda: MoCo(Flat(norm=True), RECIPE, head(), queue_size=37, split_batch_norm=4),
+    "moco, split batch norm": lambda: MoCo(Flat(norm=True), RECIPE, head(), queue_size=13, split_batch_norm=4),
 }
 
 
@@ -127,7 +127,7 @@ def test_losses_change_over_the_steps_and_the_queue_goes_round() -> None:
     for name in METHODS | EVEN:
         losses = fit(name)["losses"][:, 0]
         assert losses.diff().abs().min() > 1e-6, name
-    assert fit("moco")["state"]["queue.count"] == 15 * BATCH + 5 * LAST > 3 * 37
+    assert fit("moco")["state"]["queue.count"] == 6 * BATCH + 2 * LAST > 3 * 13
 
 
 class Groups(nn.Module):
