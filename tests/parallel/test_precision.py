@@ -55,6 +55,15 @@ def test_a_cpu_has_bfloat16_where_torch_uses_its_instructions(
     assert best_precision("cpu") == ("bf16-mixed" if native else "32-true")
 
 
+@pytest.mark.parametrize(("half", "words"), [(torch.bfloat16, "AVX512, bfloat16"), (None, "AVX512")])
+def test_the_instructions_of_a_cpu_are_named(
+    monkeypatch: pytest.MonkeyPatch, half: torch.dtype | None, words: str
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(precision, "native_half", lambda device: half)
+    assert precision.cpu_instructions() == words
+
+
 def test_a_torch_that_cannot_tell_means_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     for name in ("avx512_bf16", "amx_tile"):

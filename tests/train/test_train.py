@@ -30,6 +30,7 @@ from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.model.base import Outcome
 from twoview.model.simclr import SimCLR
+from twoview.parallel.precision import cpu_instructions
 from twoview.run.resume import STARTS
 from twoview.run.saving import Checkpoints, Interrupted
 from twoview.train import command as train_command
@@ -147,6 +148,7 @@ def test_the_summary_says_what_is_needed_to_believe_it(finished: Path) -> None:
     assert summary["images_per_second"] == pytest.approx(8 * 64 / summary["training_seconds"], rel=0.1)
     assert summary["versions"]["torch"] == torch.__version__
     assert summary["machine"]["threads"] == torch.get_num_threads()
+    assert summary["machine"]["instructions"] == cpu_instructions()
     assert summary["commit"] is None or re.fullmatch(r"[0-9a-f]{12}(-dirty)?", summary["commit"])
 
 

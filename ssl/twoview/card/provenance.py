@@ -32,8 +32,8 @@ def provenance(section: Section, content: Mapping[str, Any]) -> None:
         f"encoder_of={content['encoder_of']}, eval mode, float32, un-augmented samples",
         "settings": f"hash {content['settings_hash']}"
         + (f", protocol {content['linear']['run']['protocol_hash']}" if "linear" in content else ""),
-        "machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {gpus}; "
-        f"{machine['system']}",
+        "machine": f"{machine['cpu']} ({machine['instructions']}), {machine['cores']} cores, "
+        f"{machine['threads']} threads; {gpus}; {machine['system']}",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "commit": str(content["commit"] or "not in a checkout"),
         "made": content["made"],

@@ -35,6 +35,14 @@ def native_half(device: str) -> torch.dtype | None:
     return torch.bfloat16 if device == "cpu" and _cpu_has_bfloat16() else None
 
 
+def cpu_instructions() -> str:
+    """Those that decide how fast torch is on this CPU: "AVX2", "AVX512, bfloat16". A lesser CPU that is simulated
+    counts as one.
+    """
+    vectors = str(torch.backends.cpu.get_cpu_capability())
+    return f"{vectors}, bfloat16" if native_half("cpu") else vectors
+
+
 def _cpu_has_bfloat16() -> bool:
     """AVX512-BF16 or AMX on x86, BF16 on ARM, through oneDNN: nothing else in torch uses them.
 

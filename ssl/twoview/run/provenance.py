@@ -11,6 +11,7 @@ import torch
 import torchvision
 
 import twoview
+from twoview.parallel.precision import cpu_instructions
 
 
 def machine() -> dict[str, Any]:
@@ -28,6 +29,7 @@ def machine() -> dict[str, Any]:
         model = names[0] if names else model
     return {
         "cpu": model,
+        "instructions": cpu_instructions(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
