@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 
 setup: $(STAMP) ## make .venv and install everything into it
 
-demo: $(STAMP) ## train SimCLR on built-in images and probe it: 4 minutes on 2 cores with bfloat16, no download
+demo: $(STAMP) ## train SimCLR on built-in images and probe it: 4 minutes on 2 cores, 2 with bfloat16; no download
 	$(BIN)/python train.py experiment=demo hydra.run.dir=runs/demo/latest
 	$(BIN)/python scripts/linear_probe.py ckpt=runs/demo/latest/last.ckpt baseline=true
 	$(BIN)/python scripts/plot_run.py run=runs/demo/latest

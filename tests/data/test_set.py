@@ -3,7 +3,6 @@ import pickle
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -211,39 +210,6 @@ def test_plain_pictures_come_back_bit_by_bit() -> None:
 
 
 RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
-MODES: dict[str, Callable[[], Image.Image]] = {
-    "gray": lambda: Image.fromarray(RAMP),
-    "gray + alpha": lambda: Image.merge("LA", [Image.fromarray(RAMP), Image.fromarray(RAMP.T.copy())]),
-    "RGBA": lambda: Image.merge("RGBA", [Image.fromarray(RAMP)] * 3 + [Image.new("L", (8, 8), 9)]),
-    "palette": lambda: Image.fromarray(RAMP).convert("P"),
-    "16 bit": lambda: Image.fromarray(RAMP.astype(np.uint16) << 8 | 0xAB),
-}
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_gray_alpha_palette_and_16_bit_become_rgb(mode: str) -> None:
-    image = decode(Blob(mode, png(MODES[mode]())))
-    assert image.shape == (8, 8, 3)
-    assert image.dtype == np.uint8
-    for channel in range(3):
-        np.testing.assert_array_equal(image[..., channel], RAMP)
-
-
-def test_bilevel_and_transparent_palettes_become_rgb_without_a_word() -> None:
-    palette = Image.fromarray(RAMP).convert("P")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        image = decode(Blob("p", png(palette, transparency=bytes(range(256)))))
-        bilevel = decode(Blob("1", png(Image.fromarray(RAMP > 100))))
-    np.testing.assert_array_equal(image[..., 0], RAMP)
-    np.testing.assert_array_equal(bilevel[..., 1], (RAMP > 100) * 255)
-
-
-def test_cmyk_becomes_rgb() -> None:
-    file = io.BytesIO()
-    Image.new("RGB", (16, 16), (200, 30, 60)).convert("CMYK").save(file, "JPEG", quality=98)
-    image = decode(Blob("cmyk", file.getvalue())).astype(int)
-    assert np.abs(image - np.array([200, 30, 60])).max() < 8
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])

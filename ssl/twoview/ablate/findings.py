@@ -5,8 +5,9 @@ from typing import Any
 
 from twoview.ablate.results import Results
 from twoview.cli.program import spelled
+from twoview.errors import listed
 from twoview.report.page import Cell
-from twoview.report.words import NBSP, NONE, in_points, listed, p_value, percent, span
+from twoview.report.words import NBSP, NONE, in_points, p_value, percent, span
 from twoview.stats.blocks import Difference
 
 MARKS = {"better": "good", "worse": "bad"}

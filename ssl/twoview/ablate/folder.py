@@ -15,8 +15,7 @@ from twoview.ablate.study import Plan, Study
 from twoview.cli.entry import overrides
 from twoview.cli.program import spelled
 from twoview.data.set import SampleSet
-from twoview.errors import UserError
-from twoview.report.words import listed
+from twoview.errors import UserError, listed
 from twoview.run.atomic import save
 from twoview.run.folder import read_json
 from twoview.run.identity import code_digest, data_digest, differences, relevant

@@ -10,9 +10,10 @@ from twoview.ablate.explanations import explanations
 from twoview.ablate.figures import Chart
 from twoview.ablate.markdown import markdown
 from twoview.ablate.results import HEADLINE, Results, as_csv, as_json, as_parquet, read, tidy
+from twoview.errors import listed
 from twoview.report.page import Page, Section
 from twoview.report.theme import render
-from twoview.report.words import NONE, duration, listed, percent
+from twoview.report.words import NONE, duration, percent
 from twoview.run.atomic import save
 from twoview.run.folder import VIEWS
 

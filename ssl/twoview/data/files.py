@@ -1,11 +1,18 @@
-"""Files of samples, alone, in folders or within other files, and found by people's words for them."""
+"""Files of samples, alone, within other files, or as many as there are below a folder, in an archive or in a list."""
 
+import io
 import os
-from collections.abc import Sequence
+import tarfile
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from twoview.errors import UserError
+from twoview.errors import UserError, listed
+
+# What file systems, cameras and archives put beside samples. Names with a dot in front are hidden, and not listed here.
+JUNK = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+JUNK |= {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
 
 class Blob(NamedTuple):
@@ -24,42 +31,74 @@ def refuse_pipe(path: Path) -> None:
         raise UserError(f"{path} is not a file but a folder, a pipe or a device: remove it")
 
 
-def find_in_folders(folder: Path, suffixes: Sequence[str], what: str) -> tuple[list[Path], list[str]]:
-    """The files of these suffixes below a folder, ordered by name, and the class of each: sub-folders that directly
-    hold such files are the classes. Without any, the folder's own files and []. `what` they hold, for messages.
-    """
+def tree(root: Path, what: str) -> dict[str, Path | Blob]:
+    """Every file, by its path below the root, in order of the paths. Hidden ones and junk are not among them."""
+    if root.is_dir():
+        found: dict[str, Path | Blob] = {
+            path.relative_to(root).as_posix(): path
+            for path in _walk(root, frozenset({root.resolve(), *root.resolve().parents}))
+        }
+    elif root.is_file():
+        found = dict(_archive(root) or _list(root, what))
+    else:
+        refuse_pipe(root)
+        raise UserError(f"there is no folder {root}: set data.root to the folder of your {what}")
+    return dict(sorted(found.items(), key=lambda item: item[0].split("/")))
 
-    def wanted(name: str) -> bool:
-        return not name.startswith(".") and name.lower().endswith(tuple(suffixes))
 
+def _visible(name: str) -> bool:
+    return not any(part.startswith(".") or part.lower() in JUNK for part in name.split("/"))
+
+
+def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Links are followed, but never back to where one came from."""
     try:
-        above = {folder.resolve(), *folder.resolve().parents}
-        entries = [folder / name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
-        # A link back to where it lies is no class. os.path.isdir, because it is quiet about links that lead
-        # nowhere.
-        folders = [entry for entry in entries if os.path.isdir(entry) and entry.resolve() not in above]
-        found = [(entry / name, entry.name) for entry in folders for name in sorted(os.listdir(entry)) if wanted(name)]
+        entries = list(os.scandir(folder))
     except OSError as error:
         raise UserError(f"cannot list {error.filename}: {error.strerror}") from None
-    if found:
-        files, names = zip(*found, strict=True)
-        return list(files), list(names)
-    flat = [entry for entry in entries if wanted(entry.name) and not os.path.isdir(entry)]
-    if not flat:
+    for entry in entries:
+        if not _visible(entry.name):
+            continue
+        # os.path.isdir, because it is quiet about links that lead nowhere
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+            real = Path(entry.path).resolve() if entry.is_symlink() else (folder.resolve() / entry.name)
+            if real not in above:
+                yield from _walk(Path(entry.path), above | {real})
+        else:
+            yield Path(entry.path)
+
+
+def _archive(root: Path) -> dict[str, Blob] | None:
+    """The files in a zip or tar archive, read into memory; None where it is none."""
+    try:
+        if zipfile.is_zipfile(root):
+            with zipfile.ZipFile(root) as opened:
+                members = [one for one in opened.infolist() if not one.is_dir() and _visible(one.filename)]
+                return {one.filename: Blob(f"{root}, {one.filename}", opened.read(one)) for one in members}
+        if tarfile.is_tarfile(root):
+            found = {}
+            with tarfile.open(root) as tar:
+                for member in tar:
+                    name = member.name.removeprefix("./")
+                    if member.isfile() and _visible(name):
+                        file = tar.extractfile(member) or io.BytesIO()
+                        found[name] = Blob(f"{root}, {name}", file.read())
+            return found
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, NotImplementedError) as error:
+        raise UserError(f"{root} is damaged or locked ({error}): get it again, or unpack it") from None
+    return None
+
+
+def _list(root: Path, what: str) -> dict[str, Path]:
+    """The files that a list names, relative to its folder."""
+    try:
+        lines = [line.strip() for line in root.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError):
         raise UserError(
-            f"no {what} in {folder} nor directly in its sub-folders (looked for {', '.join(suffixes)}): "
-            f"set data.root to the folder of your {what}"
-        )
-    return flat, []
-
-
-def folder_of_split(root: Path, split: str, train: str, test: str, what: str) -> Path | None:
-    """`<root>/<train>` or `<root>/<test>`; with neither there, `root` is the train split. None: no such split."""
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}: set data.root to the folder of your {what}")
-    has_train, has_test = (root / train).is_dir(), (root / test).is_dir()
-    if has_test and not has_train:
-        raise UserError(f"{root} has a folder {test!r} but no {train!r}: set data.train to that of your train {what}")
-    if split == "test":
-        return root / test if has_test else None
-    return root / train if has_train else root
+            f"{root} is no folder, no zip or tar archive, and no list of files: set data.root to the folder of your "
+            f"{what}"
+        ) from None
+    found = {Path(line).as_posix(): root.parent / line for line in lines if line and not line.startswith("#")}
+    if missing := [name for name, path in found.items() if not path.exists()]:
+        raise UserError(f"{root} names files that are not there ({len(missing):,}): {listed(missing)}")
+    return found

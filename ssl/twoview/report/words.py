@@ -34,12 +34,6 @@ def p_words(p: float) -> str:
     return f"p{NBSP}{text}" if text.startswith("<") else f"p{NBSP}={NBSP}{text}"
 
 
-def listed(names: Sequence[str], most: int = 6) -> str:
-    """`a, b and c`; of more than `most` names, the first ones and how many more there are."""
-    shown = [*names[:most], f"{len(names) - most} more"] if len(names) > most else list(names)
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
-
-
 def clock(seconds: float) -> str:
     """A duration as m:ss, or h:mm:ss from an hour on."""
     minutes, s = divmod(round(seconds), 60)

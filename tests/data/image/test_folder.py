@@ -1,4 +1,7 @@
 import os
+import re
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -68,16 +71,149 @@ def test_folders_can_be_named(tmp_path: Path) -> None:
         image_folder(tmp_path, "train", test="val")
 
 
-def test_hidden_files_and_other_suffixes_are_ignored(tmp_path: Path) -> None:
+def test_hidden_files_and_junk_are_no_samples_and_all_else_left_out_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     put(tmp_path / "a" / "0.png", 7)
-    put(tmp_path / ".hidden" / "0.png")
-    put(tmp_path / "a" / ".0.png")
+    for junk in (".hidden/0.png", "a/.0.png", "__MACOSX/a/0.png", "a/@eaDir/0.png", "a/Thumbs.db", "desktop.ini"):
+        put(tmp_path / junk)
+    assert values(load(tmp_path)) == [7]
+    assert "left out" not in caplog.text
     put(tmp_path / "loose.png")
-    (tmp_path / "a" / "notes.txt").write_text("no image")
-    (tmp_path / "a" / "Thumbs.db").write_bytes(b"")
+    for other in ("a/1.HEIC", "b/2.heic", "a/notes.txt", "README"):
+        put(tmp_path / other)
     train = load(tmp_path)
     assert train.classes == ("a",)
     assert values(train) == [7]
+    assert (
+        f"5 of 6 files at {tmp_path} are left out: 2 .heic (a/1.HEIC), 1 without a suffix (README) and 1 .txt "
+        "(a/notes.txt); 1 outside of the splits and classes (loose.png)"
+    ) in caplog.text
+
+
+def test_whatever_lies_deeper_belongs_to_the_first_folder(tmp_path: Path) -> None:
+    for value, name in enumerate(["cat/2023/05/1.png", "cat/0.png", "dog/a/b/c/2.png"]):
+        put(tmp_path / name, value)
+    train = load(tmp_path)
+    assert train.classes == ("cat", "dog")
+    assert train.names == ["cat/0.png", "cat/2023/05/1.png", "dog/a/b/c/2.png"]
+    assert train.labels is not None
+    assert train.labels.tolist() == [0, 0, 1]
+
+
+LAYOUTS: dict[str, tuple[list[str], int, int | None]] = {  # files, of train, of test
+    "ImageNet's": (["train/a/1.png", "train/b/1.png", "val/a/2.png"], 2, 1),
+    "two folders above": (["ILSVRC/Data/train/a/1.png", "ILSVRC/Data/val/a/2.png"], 1, 1),
+    "capitals": (["Training/a/1.png", "Testing/a/2.png", "Testing/a/3.png"], 1, 2),
+    "three splits": (["train/a/1.png", "valid/a/2.png", "test/a/3.png", "test/a/4.png"], 1, 2),
+    "a test split without labels": (["train/a/1.png", "val/a/2.png", "test/3.png", "test/4.png"], 1, 1),
+    "other folders beside": (["train/1.png", "test/2.png", "unlabeled/3.png"], 1, 1),
+    "train alone": (["train/a/1.png"], 1, None),
+    "a class that is called train": (["train/1.png", "boat/2.png", "car/3.png"], 3, None),
+    "a class that is called test": (["test/1.png", "boat/2.png"], 2, None),
+    "without splits": (["a/1.png", "b/2.png"], 2, None),
+    "cameras": (["DCIM/100/1.png", "DCIM/101/2.png"], 2, None),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_splits_are_known_by_their_customary_names(tmp_path: Path, name: str) -> None:
+    files, of_train, of_test = LAYOUTS[name]
+    for file in files:
+        put(tmp_path / file)
+    assert len(load(tmp_path)) == of_train
+    test = image_folder(tmp_path, "test")
+    assert (None if test is None else len(test)) == of_test
+
+
+def test_a_test_split_of_another_name_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for file in ("train/a/1.png", "val/a/2.png", "test/3.png"):
+        put(tmp_path / file)
+    load(tmp_path)
+    assert "the test split is val, not test (data.test names another)" in caplog.text
+
+
+def test_a_share_of_each_class_is_held_out_where_there_is_no_test_split(tmp_path: Path) -> None:
+    for name, n in (("a", 10), ("b", 5)):
+        for value in range(n):
+            put(tmp_path / name / f"{value}.png", value)
+    train, test = (load(tmp_path, split, holdout=0.2) for split in ("train", "test"))
+    assert train.labels is not None
+    assert test.labels is not None
+    assert train.labels.bincount().tolist() == [8, 4]
+    assert test.labels.bincount().tolist() == [2, 1]
+    assert not set(train.names) & set(test.names)
+    assert test.preprocess.describe() == train.preprocess.describe()
+    assert load(tmp_path, "test", holdout=0.2).names == test.names
+    put(tmp_path / "val" / "x.png")
+    put(tmp_path / "train" / "x.png")
+    assert load(tmp_path, "test", holdout=0.2).names == ["val/x.png"]
+    for share in (0.0, 1.0, -1.0):
+        with pytest.raises(UserError, match=rf"data\.holdout={share} must lie"):
+            load(tmp_path / "a", holdout=share)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "txt"])
+def test_archives_and_lists_are_roots(tmp_path: Path, kind: str) -> None:
+    files = ["train/a/0.png", "train/b/1.png", "test/b/2.png", "__MACOSX/a/0.png"]
+    for value, file in enumerate(files):
+        put(tmp_path / "photos" / file, value)
+    root = tmp_path / "photos" / f"all.{kind}"
+    if kind == "txt":
+        root.write_text("# my own\n" + "\n".join(files[:3]) + "\n")
+    elif kind == "zip":
+        with zipfile.ZipFile(root, "w") as archive:
+            for file in files:
+                archive.write(tmp_path / "photos" / file, file)
+    else:
+        with tarfile.open(root, "w:gz" if kind == "tar.gz" else "w") as tar:
+            for file in files:
+                tar.add(tmp_path / "photos" / file, f"./{file}")
+    train, test = load(root), load(root, "test")
+    assert train.classes == test.classes == ("a", "b")
+    assert (values(train), values(test)) == ([0, 1], [2])
+    assert train.names == files[:2]
+    assert train.digest() == load(root, in_memory=False).digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.txt", b"a.png\nb.png\n", "names files that are not there (2): a.png and b.png"),
+        ("x.zip", b"PK\x03\x04\xff\xff", "no folder, no zip or tar archive, and no list of files"),
+        ("x.png", b"\x89PNG\r\n\x1a\n", "no folder, no zip or tar archive, and no list of files"),
+    ],
+)
+def test_files_that_are_no_roots_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(message)):
+        image_folder(tmp_path / name, "train")
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_all_damaged_images_are_named_at_once_or_skipped(
+    tmp_path: Path, in_memory: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    for value in range(6):
+        put(tmp_path / "train" / "ab"[value % 2] / f"{value}.png", value, (6, 6))
+    put(tmp_path / "test" / "a" / "9.png", 9)
+    (tmp_path / "train" / "a" / "0.png").write_bytes(b"<html>404</html>")
+    (tmp_path / "train" / "b" / "3.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"2 of 6 images are damaged: .*0\.png and .*3\.png.*data\.on_error=skip"):
+        load(tmp_path, in_memory=in_memory)
+    train = load(tmp_path, on_error="skip", in_memory=in_memory)
+    assert "2 of 6 images of the train split are damaged and left out: " in caplog.text
+    assert "0.png" in caplog.text
+    assert "3.png" in caplog.text
+    assert values(train) == [2, 4, 1, 5]
+    assert train.names == ["a/2.png", "a/4.png", "b/1.png", "b/5.png"] or train.names[0] == "train/a/2.png"
+    assert train.labels is not None
+    assert train.labels.tolist() == [0, 0, 1, 1]
+    test = load(tmp_path, "test", on_error="skip", in_memory=in_memory)
+    assert test.preprocess.describe() == train.preprocess.describe()
+    with pytest.raises(UserError, match="neither stop nor skip"):
+        load(tmp_path, on_error="go on")
 
 
 def test_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
@@ -113,7 +249,7 @@ def test_unlabelled_test_split_of_a_labelled_set_and_the_reverse(tmp_path: Path)
 def test_classes_that_train_lacks_are_named(tmp_path: Path) -> None:
     put(tmp_path / "train" / "a" / "0.png")
     put(tmp_path / "test" / "b" / "0.png")
-    with pytest.raises(UserError, match=r"test has classes that .*train has not: b"):
+    with pytest.raises(UserError, match=r"the test split of .* has classes that the train split has not: b"):
         image_folder(tmp_path, "test")
 
 
@@ -165,15 +301,13 @@ def test_a_file_that_changes_its_size_later_is_named(tmp_path: Path) -> None:
         train.fetch(torch.tensor([1]))
 
 
-@pytest.mark.parametrize("build", ["missing", "file", "empty", "empty classes", "too deep"])
+@pytest.mark.parametrize("build", ["missing", "file", "empty", "empty classes"])
 def test_places_without_images_are_named(tmp_path: Path, build: str) -> None:
     root = tmp_path / "place"
     if build == "file":
         root.write_text("")
     elif build == "empty classes":
         (root / "train" / "a").mkdir(parents=True)
-    elif build == "too deep":
-        put(root / "a" / "b" / "0.png")
     elif build == "empty":
         root.mkdir()
     with pytest.raises(UserError, match=r"place.*set data\.root to the folder of your images"):

@@ -10,8 +10,8 @@ from twoview.augment.operation import Params, check_range
 from twoview.data.audio.decode import SUFFIXES, Clips, Sound
 from twoview.data.audio.mel import LogMel
 from twoview.data.demand import Shape, moved, take
-from twoview.data.files import find_in_folders
 from twoview.data.set import SampleSet
+from twoview.data.splits import find
 from twoview.errors import UserError
 from twoview.rng import Draw
 
@@ -36,7 +36,7 @@ class AddNoise(WaveAugment):
             raise UserError(f"AddNoise takes its noise from a set of sounds, and {train.name} is none")
         self._train = train
         if self.folder is not None and self._noises is None:
-            files, _ = find_in_folders(Path(self.folder).expanduser(), SUFFIXES, "noises")
+            files = find(Path(self.folder).expanduser(), SUFFIXES, "noises")[0].files
             self._noises = Clips(files, train.preprocess.mel.rate).decode_all()
         if self._noises is not None and isinstance(train.samples, dict):
             device = train.samples["length"].device

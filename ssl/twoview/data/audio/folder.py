@@ -1,15 +1,12 @@
-"""Sounds in folders: one folder per class, or one flat folder without labels."""
+"""Sounds in folders, in an archive or in a list of files: one folder per class, or without classes."""
 
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from twoview.data.audio.decode import SUFFIXES, Clips, load_clips
 from twoview.data.audio.mel import Mel, fitted
-from twoview.data.files import find_in_folders, folder_of_split
 from twoview.data.set import SampleSet
-from twoview.errors import UserError
+from twoview.data.splits import find, numbered
 
 
 def audio_folder(
@@ -17,43 +14,27 @@ def audio_folder(
     split: str,
     mel: Mel,
     seconds: float | None = None,
-    train: str = "train",
-    test: str = "test",
+    train: str | None = None,
+    test: str | None = None,
+    holdout: float | None = None,
     in_memory: bool | Literal["auto"] = "auto",
 ) -> SampleSet | None:
-    """The sound files (FLAC, WAV, OGG) of `<root>/<train>` or `<root>/<test>`; with neither there, `root` is the train
-    split.
+    """The sound files (FLAC, WAV, OGG) at `root`: a folder of any depth, a zip or tar archive, or a list with one path
+    a line.
 
-    Sub-folders that directly hold sounds are the classes, in the order of their names; without any, the folder's own
-    files are the set, unlabelled. Files of any rate and number of channels are resampled once to `mel.rate`, and mixed
-    to one channel. `seconds`: every clip is cut to its loudest stretch of that length, shorter ones are followed by
-    silence; None: the length of the longest training file. `in_memory`: decode all now into one array, or each when
-    asked for; "auto" by the size of that array. Class names, mean and deviation are those of train.
+    Splits, classes and `holdout` as in `twoview.data.splits.find`. Files of any rate and number of channels are
+    resampled once to `mel.rate`, and mixed to one channel. `seconds`: every clip is cut to its loudest stretch of that
+    length, shorter ones are followed by silence; None: the length of the longest training file. `in_memory`: decode
+    all now into one array, or each when asked for; "auto" by the size of that array. Class names, mean and deviation
+    are those of train.
     """
     root = Path(root).expanduser()
-    own = folder_of_split(root, split, train, test, "sounds")
+    of_train, of_test = find(root, SUFFIXES, "sounds", train, test, holdout)
+    own = of_train if split == "train" else of_test
     if own is None:
         return None
-    folder = own if split == "train" else root / train
-    files, names = find_in_folders(folder, SUFFIXES, "sounds")
-    classes = tuple(sorted(set(names)))
-    of_train = Clips(files, mel.rate, seconds)
-    clips = load_clips(files, mel.rate, seconds, in_memory) if split == "train" else of_train
-    preprocess = fitted(mel, clips)
-    if split == "test":
-        files, names = find_in_folders(own, SUFFIXES, "sounds")
-        unknown = set(names) - set(classes)
-        if classes and unknown:
-            raise UserError(f"{own} has classes that {folder} has not: {', '.join(sorted(unknown))}")
-        classes = classes or tuple(sorted(unknown))
-        clips = load_clips(files, mel.rate, of_train.window / mel.rate, in_memory)
-    number = {name: i for i, name in enumerate(classes)}
-    return SampleSet(
-        name=root.resolve().name,
-        samples=clips,
-        labels=torch.tensor([number[name] for name in names]) if names else None,
-        classes=classes if names else (),
-        preprocess=preprocess,
-        names=[file.relative_to(root).as_posix() for file in files],
-        draw=preprocess.picture,
-    )
+    learned = Clips(of_train.files, mel.rate, seconds)
+    clips = load_clips(own.files, mel.rate, learned.window / mel.rate, in_memory)
+    preprocess = fitted(mel, clips if split == "train" else learned)
+    labels, classes = numbered(own, of_train, root)
+    return SampleSet(root.resolve().name, clips, labels, classes, preprocess, names=own.names, draw=preprocess.picture)

@@ -5,8 +5,9 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,52 +16,78 @@ from torch import Tensor
 
 from twoview.data.demand import OnDemand, in_threads
 from twoview.data.files import Blob, refuse_pipe
-from twoview.errors import UserError
+from twoview.data.image.rgb import colour, orientation, rgb, upright
+from twoview.errors import UserError, listed
 
 log = logging.getLogger(__name__)
 
-# Pillow knows more formats, and hands one of them (EPS) to an external program: not for the files of
-# strangers.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+T = TypeVar("T")
+
+# Pillow knows more formats. Left out are those that it hands to other programs (EPS), those that are no pictures, and
+# those that nobody keeps photographs in: not for the files of strangers.
+FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF",
+    "WEBP",
+)  # fmt: skip
 IN_MEMORY_BYTES = 2**30  # sets up to this size are decoded once into one array
 LARGEST = 2**14  # pixels of a side that `data.size` can ask for
 
+OnError = Literal["stop", "skip"]
+
+
+class DamagedError(UserError):
+    """A file that should be an image and cannot be decoded."""
+
+
+@cache
+def formats() -> list[str]:
+    """Those that this Pillow was built with. MPO is opened as JPEG."""
+    Image.init()
+    return [form for form in FORMATS if form in Image.OPEN]
+
+
+@cache
+def suffixes() -> tuple[str, ...]:
+    """Of the files that `open_image` may open."""
+    Image.init()
+    return tuple(sorted(suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS))
+
 
 def open_image(source: Path | Blob) -> Image.Image:
-    """Open an image file and read its header alone. Anything wrong with it is a `UserError` that names it."""
+    """Open an image file and read its header alone. Anything wrong with it is a `DamagedError` that names it."""
     if isinstance(source, Path):
         refuse_pipe(source)
     try:
-        image = Image.open(io.BytesIO(source.data) if isinstance(source, Blob) else source, formats=FORMATS)
+        image = Image.open(io.BytesIO(source.data) if isinstance(source, Blob) else source, formats=formats())
     except Image.UnidentifiedImageError:
-        raise UserError(f"{source} is not an image: mend or remove it") from None
+        raise DamagedError(f"{source} is not an image: mend or remove it") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{source} would unpack to a suspicious size and is refused: {error}") from None
+        raise DamagedError(f"{source} would unpack to a suspicious size and is refused: {error}") from None
     except Exception as error:  # damaged files make the decoders raise nearly anything
-        raise UserError(f"{source} cannot be read: {str(error) or type(error).__name__}") from None
+        raise DamagedError(f"{source} cannot be read: {str(error) or type(error).__name__}") from None
     # Pillow only warns between its limit and twice its limit.
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         image.close()
-        raise UserError(f"{source} would unpack to {image.width} x {image.height} pixels and is refused")
+        raise DamagedError(f"{source} would unpack to {image.width} x {image.height} pixels and is refused")
     return image
 
 
-def decode(source: Path | Blob, size: int | None = None) -> np.ndarray:
-    """Decode an image file to RGB, uint8 (H, W, 3); of an animation the first frame, of 16 bits the upper 8.
+def decode(
+    source: Path | Blob, size: int | None = None, background: tuple[int, int, int] = (255, 255, 255)
+) -> np.ndarray:
+    """Decode an image file to RGB, uint8 (H, W, 3), as a viewer shows it: see `twoview.data.image.rgb`. Of an animation
+    the first frame.
 
-    Transparency is dropped, not blended. With `size` the largest centred square is resized to (size, size),
-    with antialiasing: what "shorter side to `size`, then centre crop" gives, without ever making the long
-    side.
+    With `size` the largest centred square is resized to (size, size), with antialiasing: what "shorter side to `size`,
+    then centre crop" gives, without ever making the long side. A JPEG is decoded at the smallest scale that suffices.
     """
     with open_image(source) as image:
         try:
+            if size is not None:
+                scale = size / min(image.size)
+                image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             image.load()
-            if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8))
-            if "transparency" in image.info:
-                image = image.convert("RGBA")  # a palette with transparency has no direct way to RGB
-            if image.mode != "RGB":
-                image = image.convert("RGB")
+            image = rgb(upright(image), background)
             if size is not None:
                 side = min(image.size)
                 left, top = (image.width - side) / 2, (image.height - side) / 2
@@ -69,20 +96,21 @@ def decode(source: Path | Blob, size: int | None = None) -> np.ndarray:
             return np.asarray(image)
         except Exception as error:  # as above
             reason = str(error) or type(error).__name__
-            raise UserError(f"{source} cannot be decoded ({reason}): mend or remove it") from None
+            raise DamagedError(f"{source} cannot be decoded ({reason}): mend or remove it") from None
 
 
 class Encoded(OnDemand):
     """Image files decoded on demand, to (size, size) or to the size that the first one has: uint8 (3, H, W) each."""
 
-    def __init__(self, sources: Sequence[Path | Blob], size: int | None = None) -> None:
+    def __init__(self, sources: Sequence[Path | Blob], size: int | None = None, background: str = "white") -> None:
         if size is not None and size < 1:
             raise UserError(f"data.size must be at least 1, got {size}")
         if size is not None and size > LARGEST:
             raise UserError(f"data.size={size} is more than the {LARGEST} pixels that a side can have")
         self.sources = sources
         self.size = size
-        width, height = (size, size) if size is not None else header_size(sources[0])
+        self.background = colour(background)
+        width, height = (size, size) if size is not None else first_size(sources)
         self._shape = (3, height, width)
         # The work on tiny images is in Python, where threads only get in each other's way.
         self.threads = size is not None or max(self.shape) > 64
@@ -99,7 +127,7 @@ class Encoded(OnDemand):
 
     def decode(self, index: int) -> np.ndarray:
         """One image, uint8 (3, H, W), as a view."""
-        image = decode(self.sources[index], self.size)  # (H, W, 3)
+        image = decode(self.sources[index], self.size, self.background)  # (H, W, 3)
         self.check(index, image.shape[1], image.shape[0])
         return image.transpose(2, 0, 1)
 
@@ -121,20 +149,42 @@ class Encoded(OnDemand):
         check_memory(n, self.shape)
         log.info("decoding %s images to %d x %d pixels", f"{n:,}", w, h)
         images = np.empty((n, c, h, w), dtype=np.uint8)
+        plain = np.zeros(n, dtype=bool)
 
         def fill(index: int) -> None:
-            images[index] = self.decode(index)
+            images[index] = image = self.decode(index)
+            plain[index] = image.min() == image.max()
 
         self._each(fill)
+        if plain.any() and h * w > 1:
+            first = self.sources[int(plain.argmax())]
+            log.warning("%s of %s images are of one grey level; the first is %s", f"{plain.sum():,}", f"{n:,}", first)
         return torch.from_numpy(images)
 
-    def _each(self, work: Callable[[int], None]) -> None:
+    def damaged(self) -> list[int]:
+        """Those that cannot be decoded: all are tried."""
+        return sorted(self._damages(self.decode))
+
+    def _each(self, work: Callable[[int], Any]) -> None:
+        """UserError that names all files on which the work fails."""
+        found = self._damages(work)
+        if len(found) == 1:
+            raise found.popitem()[1]
+        if found:
+            names = listed([str(self.sources[index]) for index in sorted(found)], most=20)
+            raise DamagedError(f"{len(found):,} of {len(self):,} images are damaged: {names}; {found[min(found)]}")
+
+    def _damages(self, work: Callable[[int], Any]) -> dict[int, DamagedError]:
+        found: dict[int, DamagedError] = {}
+
         def some(start: int) -> None:
             for index in range(start, min(start + 64, len(self))):
-                work(index)
+                if error := _fails(work, index):
+                    found[index] = error
 
         for _ in (in_threads if self.threads else map)(some, range(0, len(self), 64)):
             pass
+        return found
 
     def stamp(self) -> Any:
         """The size that is decoded to, and the names and sizes of the files. Where they lie does not enter."""
@@ -157,23 +207,61 @@ def check_memory(n: int, shape: tuple[int, int, int]) -> None:
 
 
 def header_size(source: Path | Blob) -> tuple[int, int]:
-    """(width, height), without decoding."""
+    """(width, height) of the upright image, without decoding."""
     with open_image(source) as image:
-        return image.size
+        return image.size[::-1] if orientation(image) >= 5 else image.size
+
+
+def first_size(sources: Sequence[Path | Blob]) -> tuple[int, int]:
+    """That of the first image that is not damaged."""
+    first = next((source for source in sources if not _fails(header_size, source)), sources[0])
+    return header_size(first)
+
+
+def _fails(work: Callable[[T], Any], item: T) -> DamagedError | None:
+    try:
+        work(item)
+    except DamagedError as error:
+        return error
+    return None
 
 
 def load_images(
     sources: Sequence[Path | Blob],
     size: int | None = None,
     in_memory: bool | Literal["auto"] = "auto",
+    background: str = "white",
 ) -> Tensor | Encoded:
     """Image files as one array uint8 (N, 3, H, W); on demand if that is over `IN_MEMORY_BYTES`."""
-    encoded = Encoded(sources, size)
+    encoded = Encoded(sources, size, background)
     c, h, w = encoded.shape
     if in_memory == "auto":
         in_memory = len(encoded) * c * h * w <= IN_MEMORY_BYTES
-    if not in_memory:
+    try:
+        if in_memory:
+            return encoded.decode_all()
         if size is None:  # better to hear of a misfit now than hours into the run
             encoded.check_all()
-        return encoded
-    return encoded.decode_all()
+    except DamagedError as error:
+        raise DamagedError(f"{error}, or leave out what is damaged by data.on_error=skip") from None
+    return encoded
+
+
+def intact(sources: Sequence[Path | Blob], on_error: OnError, what: str) -> list[int]:
+    """The rows of the images to take: all of them; with on_error="skip" those that can be decoded, the others are said.
+
+    UserError where none is left. `what` they are, for messages.
+    """
+    rows = list(range(len(sources)))
+    if on_error == "stop":
+        return rows
+    if on_error != "skip":
+        raise UserError(f"data.on_error={on_error!r} is neither stop nor skip")
+    log.info("decoding %s images of %s to find damaged ones", f"{len(sources):,}", what)
+    bad = set(Encoded(sources, 1).damaged())
+    if len(bad) == len(rows):
+        raise UserError(f"not one of the {len(rows):,} images of {what} can be decoded: {sources[0]} is the first")
+    if bad:
+        names = listed([str(sources[row]) for row in sorted(bad)], most=20)
+        log.warning("%s of %s images of %s are damaged and left out: %s", len(bad), f"{len(rows):,}", what, names)
+    return [row for row in rows if row not in bad]

@@ -1,55 +1,44 @@
-"""Images in folders: one folder per class, or one flat folder without labels."""
+"""Images in folders, in an archive or in a list of files: one folder per class, or without classes."""
 
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from twoview.data.files import find_in_folders, folder_of_split
-from twoview.data.image.decode import Encoded, load_images
+from twoview.data.image.decode import Encoded, OnError, intact, load_images, suffixes
 from twoview.data.image.pixels import Pixels, draw, pixel_statistics
 from twoview.data.set import SampleSet
-from twoview.errors import UserError
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+from twoview.data.splits import find, numbered
 
 
 def image_folder(
     root: str | Path,
     split: str,
     size: int | None = None,
-    train: str = "train",
-    test: str = "test",
+    train: str | None = None,
+    test: str | None = None,
+    holdout: float | None = None,
+    background: str = "white",
+    on_error: OnError = "stop",
     in_memory: bool | Literal["auto"] = "auto",
 ) -> SampleSet | None:
-    """The images of `<root>/<train>` or `<root>/<test>`; with neither there, `root` is the train split.
+    """The images at `root`: a folder of any depth, a zip or tar archive, or a list with one path a line.
 
-    Sub-folders that directly hold images are the classes, in the order of their names; without any, the
-    folder's own images are the set, unlabelled. Hidden files and other suffixes are ignored. `size`: every
-    image is resized and centre-cropped to (size, size); None: they must have one size as they are.
-    `in_memory`: decode all now into one array, or each when asked for; "auto" by the size of that array.
-    Class names, mean and std are those of train.
+    Splits, classes and `holdout` as in `twoview.data.splits.find`. `size`: every image is resized and centre-cropped to
+    (size, size); None: they must have one size as they are. Images are upright, and transparent pixels show the
+    `background`. `on_error`: "stop" at damaged images, naming them all, or "skip" them. `in_memory`: decode all now
+    into one array, or each when asked for; "auto" by the size of that array. Class names, mean and std are those of
+    train.
     """
     root = Path(root).expanduser()
-    own = folder_of_split(root, split, train, test, "images")
+    of_train, of_test = find(root, suffixes(), "images", train, test, holdout)
+    own = of_train if split == "train" else of_test
     if own is None:
         return None
-    folder = own if split == "train" else root / train
-    files, names = find_in_folders(folder, SUFFIXES, "images")
-    classes = tuple(sorted(set(names)))
+    kept = own.take(intact(own.files, on_error, f"the {split} split"))
+    images = load_images(kept.files, size, in_memory, background)
     if split == "train":
-        images = load_images(files, size, in_memory)
         mean, std = pixel_statistics(images)
     else:
-        mean, std = pixel_statistics(Encoded(files, size))
-        files, names = find_in_folders(own, SUFFIXES, "images")
-        unknown = set(names) - set(classes)
-        if classes and unknown:
-            raise UserError(f"{own} has classes that {folder} has not: {', '.join(sorted(unknown))}")
-        classes = classes or tuple(sorted(unknown))
-        images = load_images(files, size, in_memory)
-    number = {name: i for i, name in enumerate(classes)}
-    labels = torch.tensor([number[name] for name in names]) if names else None
-    places = [file.relative_to(root).as_posix() for file in files]
-    pixels = Pixels(mean, std)
-    return SampleSet(root.resolve().name, images, labels, classes if names else (), pixels, names=places, draw=draw)
+        learned = of_train.take(intact(of_train.files, on_error, "the train split"))
+        mean, std = pixel_statistics(Encoded(learned.files, size, background))
+    labels, classes = numbered(kept, of_train, root)
+    return SampleSet(root.resolve().name, images, labels, classes, Pixels(mean, std), names=kept.names, draw=draw)

@@ -1,0 +1,187 @@
+"""Files sorted into splits and classes, by folders as people have them. What is left out is said."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from twoview.data.files import Blob, tree
+from twoview.data.set import stratified_split
+from twoview.errors import UserError, listed
+
+log = logging.getLogger(__name__)
+
+TRAIN = ("train", "training")  # what people call a split, the likeliest first
+TEST = ("test", "testing", "val", "valid", "validation", "dev", "eval")
+
+
+class Part(NamedTuple):
+    """The samples of one split: the path of each below the root, its file, and its class; `classes` is empty where
+    there are none.
+    """
+
+    names: list[str]
+    files: list[Path | Blob]
+    classes: list[str]
+
+    def take(self, rows: Sequence[int]) -> "Part":
+        classes = [self.classes[row] for row in rows] if self.classes else []
+        return Part([self.names[row] for row in rows], [self.files[row] for row in rows], classes)
+
+
+def find(
+    root: Path,
+    suffixes: Sequence[str],
+    what: str,
+    train: str | None = None,
+    test: str | None = None,
+    holdout: float | None = None,
+) -> tuple[Part, Part | None]:
+    """The train split and the test split, None where there is none, of the files with these suffixes at `root`: a
+    folder of any depth, a zip or tar archive, or a list with one path a line.
+
+    `train` and `test` name the folders of the splits; None: those with a customary name, if there are any. The first
+    folder below that of a split is a class, and all deeper ones belong to it; without any folder the samples have no
+    classes. `holdout`: the share of each class that becomes the test split where there is none. `what` the files hold
+    ("images"), for messages. UserError where there is nothing, or no such split.
+    """
+    everything = tree(root, what)
+    wanted = {name: file for name, file in everything.items() if name.lower().endswith(tuple(suffixes))}
+    others = [name for name in everything if name not in wanted]
+    if not wanted:
+        there = f"; it holds {_by_suffix(others)}" if others else ""
+        raise UserError(
+            f"no {what} in {root} nor in its sub-folders (looked for {', '.join(suffixes)}){there}: set data.root to "
+            f"the folder of your {what}"
+        )
+    place, of_train, of_test = _splits(root, list(wanted), train, test, what)
+    own, other = (
+        _part({name: file for name, file in wanted.items() if name.startswith(below)}, below)
+        for below in (place if folder is None else f"{place}{folder}/" for folder in (of_train, of_test))
+    )
+    used = {*own.names, *other.names}
+    parts: tuple[Part, Part | None] = own, None
+    if of_test is not None:
+        parts = own, other
+    elif holdout is not None:
+        parts = held_out(own, holdout)
+    beside = [name for name in wanted if name not in used]
+    if others or beside:
+        reasons = [_by_suffix(others)] if others else []
+        if beside:
+            reasons.append(f"{len(beside):,} outside of the splits and classes ({listed(beside, most=3)})")
+        log.warning(
+            "%s of %s files at %s are left out: %s",
+            f"{len(others) + len(beside):,}",
+            f"{len(everything):,}",
+            root,
+            "; ".join(reasons),
+        )
+    return parts
+
+
+def held_out(part: Part, share: float) -> tuple[Part, Part]:
+    """A split without a share of each class, and that share; always the same."""
+    if not 0 < share < 1 or len(part.names) < 2:
+        raise UserError(f"data.holdout={share} must lie between 0 and 1, and leave samples on both sides")
+    names = sorted(set(part.classes))
+    number = {name: i for i, name in enumerate(names)}
+    labels = torch.tensor([number[name] for name in part.classes] or [0] * len(part.names))
+    keep, out = stratified_split(labels, share, seed=0)
+    return part.take(keep.tolist()), part.take(out.tolist())
+
+
+def numbered(own: Part, train: Part, where: Path) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Labels as numbers, int64 (N,), and the names of the classes: those of the train split, or a test split's own
+    where only that has any. None and () without classes.
+    """
+    known, given = sorted(set(train.classes)), sorted(set(own.classes))
+    if not given:
+        return None, ()
+    if known and (unknown := set(given) - set(known)):
+        raise UserError(
+            f"the test split of {where} has classes that the train split has not: {listed(sorted(unknown))}"
+        )
+    classes = known or given
+    number = {name: i for i, name in enumerate(classes)}
+    return torch.tensor([number[name] for name in own.classes]), tuple(classes)
+
+
+def _part(files: dict[str, Path | Blob], below: str) -> Part:
+    folders = {name: name[len(below) :].rpartition("/")[0].partition("/")[0] for name in files}
+    if any(folders.values()):
+        files = {name: file for name, file in files.items() if folders[name]}
+    return Part(list(files), list(files.values()), [folders[name] for name in files if folders[name]])
+
+
+def _splits(
+    root: Path, names: list[str], train: str | None, test: str | None, what: str
+) -> tuple[str, str | None, str | None]:
+    """The folder in which the splits lie ("" or "a/b/"), and the names of their folders in it; None: no such folder."""
+    if train or test:
+        has = [folder is not None and any(name.startswith(f"{folder}/") for name in names) for folder in (train, test)]
+        if train and not has[0]:
+            raise UserError(f"{root} has no folder {train!r} with {what}: set data.train to that of your train {what}")
+        if not train:
+            train = _known(names, "", TRAIN)[0] if _known(names, "", TRAIN) else None
+            if has[1] and not train:
+                raise UserError(f"{root} has a folder {test!r} but no 'train': set data.train to that of your {what}")
+        return "", train, test if has[1] else (None if test else _labelled(names, "", _known(names, "", TEST)))
+    place = ""
+    while True:
+        trains, tests = _known(names, place, TRAIN), _known(names, place, TEST)
+        tops = _folders(names, place)
+        if trains and (tests or len(tops) == len(trains)):
+            break
+        if tests and len(tops) == len(tests):
+            raise UserError(
+                f"{root} has a folder {tests[0]!r} but no 'train': set data.train to that of your train {what}"
+            )
+        if len(tops) != 1 or any("/" not in name[len(place) :] for name in names if name.startswith(place)):
+            if trains or tests:
+                log.warning(
+                    "%s is taken for a class, like the folders beside it; data.train=... and data.test=... name splits",
+                    listed([*trains, *tests]),
+                )
+            return "", None, None
+        place += f"{tops[0]}/"
+    chosen = _labelled(names, place, tests)
+    if chosen is not None and (chosen.lower() not in ("test", "testing") or len(tests) > 1):
+        rest = [name for name in tests if name != chosen]
+        log.info("the test split is %s%s (data.test names another)", chosen, f", not {listed(rest)}" if rest else "")
+    return place, trains[0], chosen
+
+
+def _folders(names: list[str], place: str) -> list[str]:
+    """The folders in a place that hold samples."""
+    below = (name[len(place) :] for name in names if name.startswith(place))
+    return list(dict.fromkeys(name.partition("/")[0] for name in below if "/" in name))
+
+
+def _known(names: list[str], place: str, words: Sequence[str]) -> list[str]:
+    """Those that have one of these names, whatever its case, in order of the words."""
+    tops = _folders(names, place)
+    return [top for word in words for top in tops if top.lower() == word]
+
+
+def _labelled(names: list[str], place: str, tests: list[str]) -> str | None:
+    """The first with class folders, else the first: published test splits often come without labels."""
+    deep = (
+        test
+        for test in tests
+        if any(name.startswith(f"{place}{test}/") and name.count("/") > place.count("/") + 1 for name in names)
+    )
+    return next(deep, tests[0] if tests else None)
+
+
+def _by_suffix(names: list[str]) -> str:
+    """How many files of each suffix, with the first."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(os.path.splitext(name)[1].lower() or "without a suffix", []).append(name)
+    most = sorted(groups.items(), key=lambda item: -len(item[1]))
+    return listed([f"{len(found):,} {suffix} ({found[0]})" for suffix, found in most], most=5)
