@@ -68,7 +68,9 @@ def find(
     if of_test is not None:
         parts = own, other
     elif holdout is not None:
-        parts = held_out(own, holdout)
+        labels, _ = numbered(own, own, root)
+        keep, out = held_out(torch.zeros(len(own.names)) if labels is None else labels, holdout)
+        parts = own.take(keep), own.take(out)
     beside = [name for name in wanted if name not in used]
     if others or beside:
         reasons = [_by_suffix(others)] if others else []
@@ -84,15 +86,14 @@ def find(
     return parts
 
 
-def held_out(part: Part, share: float) -> tuple[Part, Part]:
-    """A split without a share of each class, and that share; always the same."""
-    if not 0 < share < 1 or len(part.names) < 2:
+def held_out(labels: Tensor, share: float) -> tuple[list[int], list[int]]:
+    """The rows of a split without a share of each class, and those of that share; always the same. `labels`: int64
+    (N,), all the same where there are none.
+    """
+    if not 0 < share < 1 or len(labels) < 2:
         raise UserError(f"data.holdout={share} must lie between 0 and 1, and leave samples on both sides")
-    names = sorted(set(part.classes))
-    number = {name: i for i, name in enumerate(names)}
-    labels = torch.tensor([number[name] for name in part.classes] or [0] * len(part.names))
     keep, out = stratified_split(labels, share, seed=0)
-    return part.take(keep.tolist()), part.take(out.tolist())
+    return keep.tolist(), out.tolist()
 
 
 def numbered(own: Part, train: Part, where: Path) -> tuple[Tensor | None, tuple[str, ...]]:

@@ -242,7 +242,7 @@ def test_speakers_can_be_held_out(tmp_path: Path) -> None:
         ({"test_speakers": ["ann", "bob", "cem", "dua"], "speaker_column": "speaker"}, "names every speaker"),
         ({"speaker_column": "who"}, r"has no column 'who'.*set data\.speaker_column"),
         ({"audio_column": "sound"}, r"has no column 'sound'.*set data\.audio_column"),
-        ({"audio_column": "label"}, r"row 0, column 'label' holds a str, not the bytes of a sound file"),
+        ({"audio_column": "label"}, r"row 0, column 'label' names no, which is no file below"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(arguments: dict[str, object], words: str, tmp_path: Path) -> None:

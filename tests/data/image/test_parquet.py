@@ -1,9 +1,12 @@
 import io
 import json
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -112,6 +115,103 @@ def test_a_row_without_a_label_is_unlabelled(tmp_path: Path, names: list[str] | 
     assert load(tmp_path, "test").labels is None
 
 
+FORMS: dict[str, Callable[[bytes, str], Any]] = {
+    "bytes and path": lambda data, path: {"bytes": data, "path": path},
+    "bytes without path": lambda data, path: {"bytes": data, "path": None},
+    "path without bytes": lambda data, path: {"bytes": None, "path": path},
+    "path alone": lambda data, path: path,
+    "bytes alone": lambda data, path: data,
+    "array": lambda data, path: np.asarray(Image.open(io.BytesIO(data))).tolist(),
+    "array, channels first": lambda data, path: np.moveaxis(np.asarray(Image.open(io.BytesIO(data))), 2, 0).tolist(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_are_held_in_many_forms(tmp_path: Path, form: str) -> None:
+    (tmp_path / "pictures").mkdir()
+    rows = []
+    for value in range(3):
+        data = picture(value, (6, 6))["bytes"]
+        (tmp_path / "pictures" / f"{value}.png").write_bytes(data)
+        rows.append(FORMS[form](data, f"pictures/{value}.png"))
+    pq.write_table(pa.table({"image": rows, "label": [0, 1, 0]}), tmp_path / "train.parquet")
+    assert values(load(tmp_path)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "../outside.png"])
+def test_paths_lead_nowhere_else(tmp_path: Path, path: str) -> None:
+    (tmp_path / "outside.png").write_bytes(b"")
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table({"image": [path], "label": [0]}), tmp_path / "set" / "train.parquet")
+    with pytest.raises(UserError, match=r"train\.parquet, row 0, column 'image' names .*, which is no file below"):
+        parquet(tmp_path / "set", "train")
+
+
+LABELS: list[tuple[list[Any], list[int], tuple[str, ...]]] = [
+    ([0, -1, 1], [0, -1, 1], ("0", "1")),
+    ([1, -1, 1], [1, 0, 1], ("-1", "1")),  # two classes
+    ([1.0, math.nan, 0.0], [1, -1, 0], ("0", "1")),
+    (["b", "", "a"], [1, -1, 0], ("a", "b")),
+    ([True, None, False], [1, -1, 0], ("False", "True")),
+]
+
+
+@pytest.mark.parametrize(("given", "numbers", "classes"), LABELS)
+def test_rows_without_a_label(tmp_path: Path, given: list[Any], numbers: list[int], classes: tuple[str, ...]) -> None:
+    write(tmp_path / "train.parquet", [picture(i) for i in range(3)], given)
+    assert (labels(load(tmp_path)), load(tmp_path).classes) == (numbers, classes)
+
+
+# Files, of which the first holds one row, the second two ...; rows of train, rows of test.
+HUB: dict[str, tuple[list[str], int, int | None]] = {
+    "shards": (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"], 3, None),
+    "splits as folders": (["default/train/0000.parquet", "default/test/0000.parquet"], 1, 2),
+    "validation alone": (["data/train-0.parquet", "data/validation-0.parquet"], 1, 2),
+    "one file": (["whatever.parquet"], 1, None),
+    "hidden": (["train.parquet", ".cache/train.parquet"], 1, None),
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_layouts_of_the_hub(tmp_path: Path, name: str) -> None:
+    files, of_train, of_test = HUB[name]
+    for number, file in enumerate(files, 1):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / file, [picture(i) for i in range(number)], [0] * number)
+    assert len(load(tmp_path)) == of_train
+    test = parquet(tmp_path, "test")
+    assert (None if test is None else len(test)) == of_test
+
+
+def test_a_test_split_without_labels_gives_way_to_a_validation_split(tmp_path: Path) -> None:
+    for split, label in (("train", 0), ("test", -1), ("validation", 0)):
+        write(tmp_path / f"{split}.parquet", [picture(0)], [label])
+    assert load(tmp_path, "test").names == ["validation.parquet, row 0"]
+    (tmp_path / "validation.parquet").unlink()
+    assert load(tmp_path, "test").labels is None
+
+
+def test_several_sets_below_a_root_are_not_mixed(tmp_path: Path) -> None:
+    for folder in ("english", "french"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "train.parquet", [picture(0)], [0])
+    with pytest.raises(UserError, match=r"holds several sets, in .*english and .*french: set data\.root"):
+        parquet(tmp_path, "train")
+
+
+def test_a_share_is_held_out_and_damaged_rows_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = [picture(i) for i in range(12)]
+    images[3] = {"bytes": b"404", "path": None}
+    write(tmp_path / "train.parquet", images, [0, 1] * 6)
+    with pytest.raises(UserError, match=r"row 3 is not an image.*data\.on_error=skip"):
+        parquet(tmp_path, "train", holdout=0.34)
+    train, test = (load(tmp_path, split, holdout=0.34, on_error="skip") for split in ("train", "test"))
+    assert len(train) + len(test) == 11
+    assert not set(train.names) & set(test.names)
+    assert "row 3" in caplog.text
+    assert train.preprocess.describe() == test.preprocess.describe()
+
+
 def test_columns_and_files_can_be_named(tmp_path: Path) -> None:
     plain = pa.table({"img": pa.array([picture(5)["bytes"]], pa.binary()), "y": pa.array([0])})
     (tmp_path / "data").mkdir()
@@ -132,7 +232,8 @@ def test_a_missing_column_is_answered_with_those_there_are(tmp_path: Path, colum
     ("odd", "words"),
     [
         (None, "no image"),
-        ({"bytes": None, "path": "/etc/passwd"}, "no image"),  # paths are never followed
+        ({"bytes": None, "path": "/etc/passwd"}, "names /etc/passwd, which is no file below"),
+        ({"bytes": None, "path": None}, "no image"),
         ({"bytes": b"", "path": None}, "not an image"),
         ({"bytes": b"junk", "path": None}, "not an image"),
     ],
@@ -146,14 +247,14 @@ def test_rows_without_an_image_are_named(tmp_path: Path, odd: Any, words: str) -
 
 def test_columns_of_something_else_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [[1, 2]], "label": [0.5]}), tmp_path / "train.parquet")
-    with pytest.raises(UserError, match="'image' holds a list"):
+    with pytest.raises(UserError, match=r"'image' holds an array of the shape \(2,\) .*, which is no image"):
         parquet(tmp_path, "train")
     write(tmp_path / "train.parquet", [picture(0)], [0.5])
     with pytest.raises(UserError, match=r"row 0, column 'label' holds 0\.5"):
         parquet(tmp_path, "train")
 
 
-@pytest.mark.parametrize("odd", [2, -1, 10**12])
+@pytest.mark.parametrize("odd", [2, -2, 10**12])
 def test_labels_outside_the_classes_are_named(tmp_path: Path, odd: int) -> None:
     write(tmp_path / "train.parquet", [picture(0)] * 2, [0, odd], ["a", "b"])
     with pytest.raises(UserError, match=rf"train\.parquet, row 1 has the label {odd}, none of the 2 classes"):

@@ -9,7 +9,7 @@ import torch
 
 from twoview.data.audio.decode import Clips, load_clips
 from twoview.data.audio.mel import Mel, fitted
-from twoview.data.columns import count_rows, find_files, read_classes, read_column, read_files, train_files
+from twoview.data.columns import count_rows, find_splits, read_classes, read_column, read_files
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
 
@@ -23,19 +23,19 @@ def audio_parquet(
     label_column: str | None = "label",
     speaker_column: str | None = None,
     test_speakers: Sequence[str] | None = None,
-    train: str = "train*.parquet",
-    test: str = "test*.parquet",
+    train: str | None = None,
+    test: str | None = None,
     in_memory: bool | Literal["auto"] = "auto",
 ) -> SampleSet | None:
-    """The sounds of the files `<root>/<train>` or `<root>/<test>` (names or patterns), in order of the names.
+    """The sounds of the Parquet files below `root`, in order of the files' names.
 
-    Labels as in `twoview.data.image.parquet`; `mel`, `seconds` and `in_memory` as in `audio_folder`. The values of
-    `speaker_column` are the factor `speaker` of the set: their numbers, in the order of all speakers' names. With
-    `test_speakers` the split is by them: the train split is that of the files without these speakers, the test split
-    all that they said in files of either. Mean and deviation are those of train.
+    Splits as in `twoview.data.columns.find_splits`, labels as in `twoview.data.image.parquet`; `mel`, `seconds` and
+    `in_memory` as in `audio_folder`. The values of `speaker_column` are the factor `speaker` of the set: their numbers,
+    in the order of all speakers' names. With `test_speakers` the split is by them: the train split is that of the files
+    without these speakers, the test split all that they said in files of either. Mean and deviation are those of train.
     """
     root = Path(root).expanduser()
-    of_train, of_test = train_files(root, train), find_files(root, test)
+    of_train, of_test = find_splits(root, train, test, label_column)
     if split == "test" and not of_test and not test_speakers:
         return None
     files = of_train if split == "train" else [*of_train, *of_test]  # the test split needs mean and deviation of train
@@ -69,7 +69,7 @@ def audio_parquet(
         labels=labels,
         classes=classes,
         preprocess=preprocess,
-        names=[os.path.relpath(blobs[row].name, root) for row in rows],
+        names=[os.path.relpath(str(blobs[row]), root) for row in rows],
         factors={"speaker": torch.tensor([known.index(said[row]) for row in rows])} if known else {},
         draw=preprocess.picture,
     )

@@ -1,5 +1,6 @@
 """What the pixels of an image file mean: any of Pillow's modes as RGB of 8 bits, upright, without transparency."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,27 @@ def rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
         ground = Image.new("RGBA", image.size, (*background, 255))
         image = Image.alpha_composite(ground, image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def png(values: list[Any]) -> bytes:
+    """An array of pixels, nested lists (H, W), (H, W, 1), (H, W, 3 or 4) or (1 or 3, H, W) of grey levels, as a PNG
+    file. ValueError for another one.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        array = np.empty(0, dtype=object)
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.dtype.kind not in "iu" or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise ValueError(f"an array of the shape {array.shape} and the type {array.dtype}, which is no image")
+    if not array.size or array.min() < 0 or array.max() > 255:
+        raise ValueError("an array whose numbers are no grey levels, 0 ... 255")
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array.astype(np.uint8))).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def _narrow(values: Any, full: tuple[int, ...]) -> Image.Image:
