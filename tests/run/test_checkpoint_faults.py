@@ -21,6 +21,7 @@ from twoview.errors import UserError
 from twoview.run.checkpoint import Damaged, load_encoder, read_checkpoint, read_newest
 from twoview.run.place import held
 from twoview.run.saving import AtomicCheckpointIO, Checkpoints, kept
+from twoview.run.signals import requeue
 from twoview.selftest.resume import first_difference
 from twoview.train import pretrain
 from twoview.watch.meter import Meter
@@ -282,18 +283,68 @@ def test_auto_starts_goes_on_and_refuses_another_run(
 # SLURM.
 
 
-def test_slurm_is_asked_to_requeue(
-    tiny: list[str], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By Lightning's own handler, with a stand-in for `scontrol`."""
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A batch job of SLURM's, with a stand-in for `scontrol`; the file that holds what it was asked."""
     tool = tmp_path / "bin" / "scontrol"
     tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     names = {"NTASKS": "1", "JOB_ID": "77", "JOB_NAME": "train", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
     for name, value in (names | {"NTASKS_PER_NODE": "1", "NNODES": "1"}).items():
         monkeypatch.setenv(f"SLURM_{name}", value)
+    return tmp_path / "asked"
+
+
+def test_slurm_is_asked_to_requeue_while_a_run_starts(slurm: Path, tiny: list[str], tmp_path: Path) -> None:
+    """While torch is imported, say: there is nothing to save."""
+    script = Path(__file__).parents[2] / "train.py"
+    start = (
+        "import os, runpy, signal, sys\n"
+        f"sys.argv = [{str(script)!r}, *sys.argv[1:]]\n"
+        "def importing(name, *rest):\n"
+        "    if name == 'torch': os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "sys.addaudithook(lambda event, args: importing(*args) if event == 'import' else None)\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", start, *tiny], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 138, ended.stderr
+    assert slurm.read_text() == "requeue 77\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked"),
+    [
+        ({"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3"}, "requeue 70_3\n"),
+        ({"SLURM_PROCID": "1"}, None),  # the first process asks
+    ],
+)
+def test_the_right_job_is_requeued_once(
+    slurm: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], asked: str | None
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    requeue()
+    assert (slurm.read_text() if slurm.exists() else None) == asked
+
+
+@pytest.mark.parametrize("tool", ["#!/bin/sh\necho 'Requested operation not permitted' >&2\nexit 1\n", None])
+def test_a_job_that_slurm_does_not_requeue_says_so(
+    slurm: Path, tool: str | None, caplog: Any, monkeypatch: Any
+) -> None:
+    if tool is None:
+        monkeypatch.setenv("PATH", "")
+    else:
+        (slurm.parent / "bin" / "scontrol").write_text(tool)
+    requeue()
+    assert "SLURM did not requeue the job 77" in caplog.text
+    assert "submit it again" in caplog.text
+
+
+def test_slurm_is_asked_to_requeue(
+    slurm: Path, tiny: list[str], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = Meter.on_train_batch_end
 
     def hook(self: Meter, trainer: Any, *args: Any) -> None:
@@ -306,7 +357,8 @@ def test_slurm_is_asked_to_requeue(
     words = [*tiny, "resume=auto", "hydra.run.dir=run"]
     ended = command(*words)
     assert ended.code == 138, ended.err
-    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert slurm.read_text() == "requeue 77\n"
+    assert not list((tmp_path / "run").glob("hpc_ckpt*"))
     assert step(tmp_path / "run") == 6
     assert signal.getsignal(signal.SIGUSR1) == before
     monkeypatch.setattr(Meter, "on_train_batch_end", original)

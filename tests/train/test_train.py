@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -340,25 +341,89 @@ def test_resume_takes_new_values_of_its_keys(finished: Path, tmp_path: Path, com
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/*"))
 
 
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_second_signal_does_not_wait(
-    compose: Compose, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any]
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., Any],
+    number: signal.Signals,
+    code: int,
 ) -> None:
     def twice(self: Meter, trainer: Any, *args: Any) -> None:
         if trainer.global_step == 6:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
+            monkeypatch.setattr("twoview.run.saving.ECHO", -1.0)  # the second comes long after
+            signal.raise_signal(number)
 
     monkeypatch.setattr(Meter, "on_train_batch_end", twice)
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     try:
         ended = command(*tiny, f"hydra.run.dir={tmp_path}/run")
     finally:
-        signal.signal(signal.SIGINT, handler)
-    assert ended.code == 130
+        signal.signal(number, handler)
+    assert ended.code == code
     assert read(tmp_path / "run")["global_step"] == 4
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_to_the_process_and_its_group_is_one(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any]
+) -> None:
+    original = Meter.on_train_batch_end
+
+    def twice(self: Meter, trainer: Any, *args: Any) -> None:
+        original(self, trainer, *args)
+        if trainer.global_step == 6:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Meter, "on_train_batch_end", twice)
+    assert command(*tiny, "hydra.run.dir=run").code == 143
+    assert read(tmp_path / "run")["global_step"] == 6
+
+
+def test_a_signal_that_is_ignored_stays_ignored(
+    tiny: list[str], tmp_path: Path, command: Callable[..., Any], interrupt: Callable[..., None]
+) -> None:
+    """As under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        interrupt(2, signal.SIGHUP)
+        assert command(*tiny, "hydra.run.dir=run").code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_lost_stops_the_run_with_its_state(tiny: list[str], tmp_path: Path) -> None:
+    """As with a connection by ssh: the system sends SIGHUP, and nothing can be written to the terminal any more."""
+    import fcntl
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    words = [*tiny, "data.n_train=1024", "batch_size=32", "epochs=60", "knn=null", "quality=null", "hydra.run.dir=run"]
+    run = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *words],
+        cwd=tmp_path,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    said = b""
+    while b"epoch" not in said and b"images/s" not in said:
+        said += os.read(ours, 4096)
+    os.close(ours)
+    assert run.wait(timeout=120) == 129
+    assert read(tmp_path / "run")["global_step"] > 0
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_signals_decide_the_exit_code(
     tiny: list[str],
     tmp_path: Path,

@@ -18,6 +18,7 @@ from twoview.errors import UserError
 from twoview.run.atomic import save
 from twoview.run.folder import CHECKPOINT, SUMMARY, read_json
 from twoview.run.identity import config_hash
+from twoview.run.signals import EXIT_CODES
 from twoview.train import pretrain
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def run_arm(composed: DictConfig) -> str:
             status = _recorded(config, output_dir())
     except (OSError, UserError) as error:
         raise Stopped(explain(error)) from error
-    if status in pretrain.EXIT_CODES:
+    if status in EXIT_CODES:
         raise Stopped(status.removeprefix("stopped: "))
     return status
 

@@ -20,7 +20,7 @@ from twoview.cli.entry import overrides, plain
 from twoview.cli.explain import explain
 from twoview.errors import UserError
 from twoview.run.folder import read_json
-from twoview.train import pretrain
+from twoview.run.signals import EXIT_CODES
 from twoview.train.config import check
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def launch(composer: Composer, todo: Sequence[Job], steps: int) -> str | None:
         try:
             returns = composer.launcher().launch(batch, initial_job_idx=0)
         except KeyboardInterrupt as stop:
-            if str(stop) and f"stopped: {stop}" not in pretrain.EXIT_CODES:
+            if str(stop) and f"stopped: {stop}" not in EXIT_CODES:
                 raise UserError(f"{stop}. The same command goes on") from stop
             return str(stop) or "ctrl-C"
     for done in returns:

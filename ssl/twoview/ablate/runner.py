@@ -30,7 +30,7 @@ from twoview.errors import UserError
 from twoview.report.words import NONE, clock, in_points, percent, span
 from twoview.run.folder import read_json
 from twoview.run.place import held
-from twoview.train import pretrain
+from twoview.run.signals import EXIT_CODES, REASONS
 from twoview.train.budget import steps_of_an_epoch
 from twoview.train.config import check
 
@@ -41,7 +41,7 @@ YEAR = 525_600  # minutes
 
 
 def ablate_command(composed: DictConfig) -> int:
-    """`twoview ablate`. Returns 1 if an arm failed, 130, 138 or 143 if the study was interrupted."""
+    """`twoview ablate`. Returns 1 if an arm failed, 128 and the number of the signal that stopped the study."""
     try:
         with _terminable():
             return _command(plain(composed))
@@ -51,24 +51,28 @@ def ablate_command(composed: DictConfig) -> int:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM stops the study as ctrl-C does. While an arm trains, its run handles both and saves its state first."""
+    """SIGTERM and SIGHUP stop the study as ctrl-C does. While an arm trains, its run handles them and saves its state
+    first.
+    """
 
     def stop(number: int, frame: Any) -> None:
-        raise Stopped("SIGTERM")
+        raise Stopped(REASONS[signal.Signals(number)])
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    own = [number for number, reason in REASONS.items() if reason in ("SIGTERM", "SIGHUP")]
+    before = {number: signal.signal(number, stop) for number in own if signal.getsignal(number) is not signal.SIG_IGN}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stopped(reason: str) -> int:
     log.info("stopped (%s). The same command goes on", reason)
-    return pretrain.EXIT_CODES.get(f"stopped: {reason}", 1)
+    return EXIT_CODES.get(f"stopped: {reason}", 1)
 
 
 def _command(config: dict[str, Any]) -> int:

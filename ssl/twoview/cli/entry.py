@@ -1,8 +1,8 @@
 """How a command starts and how it ends: Hydra's composition, one message for the person at the keyboard, and the exit
 code.
 
-Exit codes: 0 done, 1 an error that the message explains, 130 stopped by ctrl-C, 143 by SIGTERM and 138 by SIGUSR1,
-all three with the state saved.
+Exit codes: 0 done, 1 an error that the message explains, 130 stopped by ctrl-C, 143 by SIGTERM, 129 by SIGHUP and 138
+by SIGUSR1, all four with the state saved.
 """
 
 import io

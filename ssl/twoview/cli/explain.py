@@ -23,7 +23,7 @@ def explain(error: BaseException, command: str = "train") -> str:
     if isinstance(error, hydra.errors.InstantiationException) and error.__cause__ is not None:
         return explain(error.__cause__, command)
     if isinstance(error, UserError):  # from a loader's worker, torch wraps the message into the worker's traceback
-        return str(error).strip().rpartition("UserError: ")[2]
+        return str(error).strip().rpartition(f"{type(error).__name__}: ")[2]
     if isinstance(error, MissingConfigException):
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         if error.options:

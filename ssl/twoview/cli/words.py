@@ -175,19 +175,22 @@ def _bare(word: str, rest: list[str], command: Command) -> tuple[str, str]:
 
 
 def _data(word: str, command: Command) -> list[str]:
-    """`data=<folder>` names a folder of images or of Parquet files; every other word stays as it is."""
+    """`data=<path>` names a folder of images or of Parquet files, an archive or a list; all other words stay."""
     key, _, value = word.partition("=")
     if key != "data" or "data" not in command.groups or value in command.groups["data"]:
         return [word]
     text = value[1:-1] if _is_quoted(value) else value
     path = Path(text).expanduser()
-    if path.is_dir():
-        kind = "parquet" if any(path.glob("*.parquet")) else "image_folder"
+    if path.is_dir() or path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".txt"):
+        kind = "parquet" if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")) else "image_folder"
         return [f"data={kind}", f"data.root={quoted(str(path))}"]
     if "/" in text or text.startswith(("~", ".")) or path.exists():
         what = f"{text} is no folder" if path.exists() else f"there is no folder {text}"
         known = ", ".join(command.groups["data"])
-        raise UserError(f"data={text}: {what}. Give a folder of images or of Parquet files, or one of {known}")
+        raise UserError(
+            f"data={text}: {what}. Give a folder of images or of Parquet files, a zip or tar archive of images, a list "
+            f"of them (.txt), or one of {known}"
+        )
     return [word]
 
 

@@ -47,6 +47,8 @@ def main(typed: Sequence[str] | None = None) -> None:
 
 def run(command: str, typed: Sequence[str] | None = None) -> None:
     """Runs a command with the words that were typed behind it (default: those of the command line), and exits."""
+    from twoview.run.signals import requeue_while_starting
+
     try:
         from twoview.cli.entry import run_command, run_words
     except ModuleNotFoundError as error:
@@ -62,6 +64,9 @@ def run(command: str, typed: Sequence[str] | None = None) -> None:
     typed = sys.argv[1:] if typed is None else typed
     if command == "runs":  # the one without a configuration
         run_words(task, typed)
+    elif command in ("train", "ablate"):
+        with requeue_while_starting():
+            run_command(command, task, typed)
     else:
         run_command(command, task, typed)
 

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from twoview.data.demand import Shape
@@ -22,13 +21,12 @@ from twoview.data.preprocess import Preprocess
 from twoview.errors import UserError
 from twoview.run.atomic import replace_durably
 from twoview.run.folder import CHECKPOINT
+from twoview.run.signals import REASONS, requeue, under_slurm
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-REASONS = {signal.SIGINT: "ctrl-C"} | {
-    number: number.name for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", None)) if number is not None
-}
+ECHO = 1.0  # seconds in which a signal may come twice: to the process, and to its group
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -96,10 +94,10 @@ class Interrupted(Exception):  # noqa: N818
 class Checkpoints(pl.Callback):
     """Writes `last.ckpt` every few epochs and minutes and at the end, and when the run is asked to stop.
 
-    A ctrl-C, SIGTERM, SIGUSR1 or the end of `max_seconds` stops the run after the step at hand with `Interrupted`; a
-    second ctrl-C at once. `keep` files are kept, the newest included. What cannot be written (a full disk) ends the
-    run with a UserError; with `on_error="continue"` a run on one device says so, goes on, and ends so only if its last
-    state cannot be written. Under SLURM, SIGUSR1 also requeues the job, by Lightning's own handler.
+    A ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or the end of `max_seconds` stops the run after the step at hand with
+    `Interrupted`; the same signal once more stops it at once. `keep` files are kept, the newest included. What cannot
+    be written (a full disk) ends the run with a UserError; with `on_error="continue"` a run on one device says so, goes
+    on, and ends so only if its last state cannot be written. Under SLURM, SIGUSR1 also requeues the job.
     """
 
     def __init__(
@@ -128,8 +126,8 @@ class Checkpoints(pl.Callback):
         self.max_seconds: float | None = None
         self.stop_reason: str | None = None
         self._random: list[dict[str, torch.Tensor]] = []  # of each process, where a run is gone on with
+        self._stopped_at = 0.0  # time.monotonic() of the signal
         self._previous: dict[int, Any] = {}
-        self._requeue: Any = None  # Lightning's handler, under SLURM
 
     def path(self, trainer: pl.Trainer) -> Path:
         return Path(trainer.default_root_dir) / CHECKPOINT
@@ -147,23 +145,24 @@ class Checkpoints(pl.Callback):
             set_random_state(self._random[rank], pl_module.device)
         elif rank:  # the first goes on with the numbers that drew the weights
             torch.manual_seed(self.config["seed"] + (rank << 32))
-        if SLURMEnvironment.detect() and threading.current_thread() is threading.main_thread():
-            requeue = signal.signal(signal.SIGUSR1, self._on_signal)
-            self._requeue = requeue if callable(requeue) else None
 
     def take_signals(self) -> None:
-        """From now on signals stop the run, not the process. SLURM's is left for Lightning to find untouched."""
+        """From now on signals stop the run, not the process. One that is ignored (as by `nohup`) stays ignored."""
         if threading.current_thread() is threading.main_thread():
             for number in REASONS:
-                if number in (signal.SIGINT, signal.SIGTERM) or not SLURMEnvironment.detect():
+                if signal.getsignal(number) is not signal.SIG_IGN:
                     previous = signal.signal(number, self._on_signal)
                     self._previous.setdefault(number, previous)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if self.stop_reason is not None and number == signal.SIGINT:
-            raise SystemExit(130)  # of a KeyboardInterrupt Lightning makes exit code 1
-        self.stop_reason = REASONS[signal.Signals(number)]
-        log.info("%s: stopping after this step (again to stop at once, without saving)", self.stop_reason)
+        reason = REASONS[signal.Signals(number)]
+        if self.stop_reason == reason:
+            if number == signal.SIGINT or time.monotonic() - self._stopped_at > ECHO:
+                raise SystemExit(128 + number)  # of a KeyboardInterrupt Lightning makes exit code 1
+            return
+        if self.stop_reason is None:
+            log.info("%s: stopping after this step (again to stop at once, without saving)", reason)
+        self.stop_reason, self._stopped_at = reason, time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.is_last_batch or (trainer.world_size > 1 and trainer.global_step % 10):
@@ -210,8 +209,8 @@ class Checkpoints(pl.Callback):
 
     def _save_and_stop(self, trainer: pl.Trainer) -> None:
         self._save(trainer, must=True)
-        if self._requeue is not None and self._any(trainer, self.stop_reason == "SIGUSR1"):
-            self._requeue(signal.SIGUSR1, None)
+        if under_slurm() and self._any(trainer, self.stop_reason == "SIGUSR1") and trainer.is_global_zero:
+            requeue()
         raise Interrupted(self.stop_reason or "", self.path(trainer))
 
     def on_save_checkpoint(

@@ -16,8 +16,9 @@ from twoview.errors import UserError
 from twoview.run.folder import CHECKPOINT
 from twoview.run.place import held, held_free, remove_if_empty
 from twoview.run.resume import resumed
+from twoview.run.signals import EXIT_CODES
 from twoview.train.budget import TrialStopped
-from twoview.train.pretrain import EXIT_CODES, run
+from twoview.train.pretrain import run
 
 log = logging.getLogger(__name__)
 

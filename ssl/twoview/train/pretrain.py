@@ -30,9 +30,6 @@ from twoview.watch.doctor import parting_words
 
 log = logging.getLogger(__name__)
 
-EXIT_CODES = {"stopped: ctrl-C": 130, "stopped: SIGUSR1": 138, "stopped: SIGTERM": 143}  # 128 + the signal's number
-
-
 Hold = Callable[[Path], AbstractContextManager[Path]]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.layer_sync import LayerSync
 from torch import nn
@@ -68,6 +69,11 @@ def make_trainer(
             "trainer.precision=32-true",
             precision,
         )
+    plugins: list[Any] = [AtomicCheckpointIO(checkpoints.keep)]
+    if sync_batchnorm:
+        plugins.append(GlobalBatchStatistics())
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # `checkpoints` requeue, and leave no file of their own
     try:
         return pl.Trainer(
             default_root_dir=run_dir,
@@ -82,7 +88,7 @@ def make_trainer(
             gradient_clip_val=gradient_clip_val,
             deterministic=deterministic,
             benchmark=benchmark and not deterministic,
-            plugins=[AtomicCheckpointIO(checkpoints.keep), *([GlobalBatchStatistics()] if sync_batchnorm else [])],
+            plugins=plugins,
             use_distributed_sampler=False,  # the data module takes each rank's share of the global batch
             enable_checkpointing=False,  # `twoview.run.saving.Checkpoints` writes them
             enable_progress_bar=False,  # `twoview.watch.bar.Progress` shows it
