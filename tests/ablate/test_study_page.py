@@ -241,12 +241,25 @@ def test_the_answer_stands_at_the_top(tmp_path: Path) -> None:
     )
     assert re.fullmatch(
         r"Worse than the reference, in points: s=0 by 5\.\d \[4\.\d, 5\.\d\] and s=0\.25 by 2\.\d \[\d\.\d, \d\.\d\]\.",
-        more[0],
+        more[1],
     )
+    assert re.fullmatch(r"The nearest to it is s=0\.25, behind by 2\.\d \[\d\.\d, \d\.\d\] points\.", more[0])
     found = read(study(tmp_path / "better", at(0, 0.5), reference="s=0"))
     lead, *more = plain_spaces(findings.headline(found))
     assert re.search(r"s=0\.5 is the best of 2 arms: .*, better than the reference, s=0, by 5\.\d \[", lead)
     assert more == []
+
+
+@pytest.mark.parametrize("reference", ["s=0.9", "s=0.1"])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_nearest_rival_is_always_named(tmp_path: Path, reference: str, seeds: int) -> None:
+    """However many arms there are: lists of arms end in "and 3 more"."""
+    places = {f"s=0.{n}": ({"augment.strength": n / 10}, 0.5 + n / 100) for n in range(1, 10)}
+    found = read(study(tmp_path / "study", places, reference=reference, seeds=seeds))
+    said = " ".join(plain_spaces(findings.headline(found)))
+    assert re.search(r"^s=0\.9", said)
+    assert re.search(r"The nearest to it is s=0\.8, behind by [01]\.\d( \[[−\d]+\.\d, \d\.\d\])? points\.", said)
+    assert "s=0.8" in html(study_page.write(tmp_path / "study")).text
 
 
 def plain_spaces(sentences: list[str]) -> list[str]:

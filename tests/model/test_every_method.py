@@ -350,3 +350,15 @@ def test_two_processes_are_one_in_losses_gradients_and_state(tmp_path: Path) -> 
                     atol=1e-8,
                     msg=lambda m, where=(case, part, key): f"{where}: {m}",
                 )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_of_one_is_refused_the_last_one_too(name: str) -> None:
+    """Its loss would be 0, or not a number, with an accuracy of 100 %."""
+    model = make(name)
+    with pytest.raises(UserError, match="batch_size=1 is too small"):
+        model.begin(Begin(global_batch_size=1, steps=50, epochs=2))
+    with pytest.raises(
+        UserError, match=r"drop_last=false leaves a last batch of 1, which is too small.*Set it to true"
+    ):
+        model.begin(Begin(global_batch_size=N, steps=50, epochs=2, last_batch=1))

@@ -416,7 +416,7 @@ def test_a_terminal_that_is_lost_stops_the_run_with_its_state(tiny: list[str], t
     )
     os.close(theirs)
     said = b""
-    while b"epoch" not in said and b"images/s" not in said:
+    while b"images/s" not in said:
         said += os.read(ours, 4096)
     os.close(ours)
     assert run.wait(timeout=120) == 129
@@ -587,6 +587,20 @@ def test_an_epoch_shows_each_sample_once() -> None:
         seen = batches(data, epoch * 11)
         assert [len(batch) for batch in seen] == [10] * 10 + [3]
         assert sorted(i for batch in seen for i in batch) == list(range(103))
+
+
+@pytest.mark.parametrize(("n", "last"), [(64, None), (65, 1), (79, 15)])
+def test_an_incomplete_last_batch_is_known_before_the_first_step(n: int, last: int | None) -> None:
+    assert data_module(n, 16, drop_last=False).last_batch == last
+    assert data_module(n, 16, drop_last=True).last_batch is None
+    assert data_module(n, 16, drop_last=False, max_batches=4).last_batch is None
+    assert data_module(n, 16, drop_last=False, max_batches=5).last_batch == last
+
+
+def test_a_last_batch_of_one_sample_is_refused(tiny: list[str], command: Callable[..., Any]) -> None:
+    words = [*tiny, "data.n_train=47", "batch_size=23", "loader.drop_last=false", "loader.max_batches=null"]
+    assert "loader.drop_last=false leaves a last batch of 1, which is too small" in command(*words).error
+    assert command(*words, "loader.max_batches=2").code == 0
 
 
 def test_drop_last_leaves_out_another_rest_each_epoch() -> None:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from twoview.ablate.results import Results
+from twoview.ablate.results import HEADLINE, Results
 from twoview.cli.program import spelled
 from twoview.errors import listed
 from twoview.report.page import Cell
 from twoview.report.words import NBSP, NONE, in_points, p_value, percent, span
-from twoview.stats.blocks import Difference
+from twoview.stats.blocks import Difference, compare
 
 MARKS = {"better": "good", "worse": "bad"}
 TABLE_NOTE = (
@@ -43,7 +43,7 @@ def headline(study: Results) -> list[str]:
         answer += f", better than the reference, {home}, by {_by(difference)} points"
     elif difference and difference.p is not None:
         answer += f", but within the noise of the seeds of the reference, {home}"
-    sentences = [answer + "."]
+    sentences = [answer + ".", *_rival(study, first)]
     for verdict in MARKS:
         arms = [arm for arm, d in study.differences.items() if d.verdict == verdict and arm != first]
         arms.sort(key=lambda arm: -abs(study.differences[arm].mean or 0.0))
@@ -54,6 +54,16 @@ def headline(study: Results) -> list[str]:
     if quiet and quiet != [first]:
         sentences.append(f"Within the noise of the seeds: {listed(quiet, 6)}.")
     return sentences
+
+
+def _rival(study: Results, first: str) -> list[str]:
+    """The arm that comes nearest to the leading one, of three or more: paired by the seeds that both have."""
+    behind = compare(study.values(HEADLINE), first) if len(study.means) > 2 else {}
+    behind = {arm: gap for arm, gap in behind.items() if gap.mean is not None}
+    if not behind:
+        return []
+    rival = max(behind, key=lambda arm: behind[arm].mean or 0.0)
+    return [f"The nearest to it is {rival}, behind by {_by(behind[rival])} points.".replace("  ", " ")]
 
 
 def _rank(study: Results, first: str) -> str:
@@ -71,10 +81,10 @@ def _rank(study: Results, first: str) -> str:
 
 def _by(difference: Difference) -> str:
     """How much better or worse: `6.1 [5.0, 7.2]`."""
-    low, mean, high = difference.low or 0.0, difference.mean or 0.0, difference.high or 0.0
-    if mean < 0:
-        low, mean, high = -high, -mean, -low
-    return f"{percent(mean)} {span([low, high])}"
+    low, mean, high = difference.low, difference.mean or 0.0, difference.high
+    if low is None or high is None:
+        return percent(abs(mean))
+    return f"{percent(abs(mean))} {span([low, high] if mean >= 0 else [-high, -low])}"
 
 
 def caveats(study: Results) -> list[str]:

@@ -30,7 +30,7 @@ from twoview.errors import UserError
 from twoview.report.words import NONE, clock, in_points, percent, span
 from twoview.run.folder import read_json
 from twoview.run.place import held
-from twoview.run.signals import EXIT_CODES, REASONS
+from twoview.run.signals import EXIT_CODES, REASONS, forget_lost_terminal
 from twoview.train.budget import steps_of_an_epoch
 from twoview.train.config import check
 
@@ -56,6 +56,7 @@ def _terminable() -> Iterator[None]:
     """
 
     def stop(number: int, frame: Any) -> None:
+        forget_lost_terminal()
         raise Stopped(REASONS[signal.Signals(number)])
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals

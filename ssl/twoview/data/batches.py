@@ -116,11 +116,16 @@ class TwoViewDataModule(pl.LightningDataModule):
         batches = n // self.batch_size if self.drop_last else -(-n // self.batch_size)
         return min(batches, self.max_batches or batches)
 
+    @property
+    def last_batch(self) -> int | None:
+        """Samples of an incomplete last batch; None where no epoch gets to one."""
+        rest = len(self.train) % self.batch_size
+        reached = self.batches_per_epoch * self.batch_size > len(self.train)
+        return rest if rest and reached and not self.drop_last else None
+
     def shares(self, world_size: int) -> set[int]:
         """How many samples of a batch a device may get, over all batches of an epoch."""
-        sizes = {self.batch_size} if len(self.train) >= self.batch_size else set()
-        if not self.drop_last and len(self.train) % self.batch_size:
-            sizes.add(len(self.train) % self.batch_size)
+        sizes = {self.batch_size, self.last_batch or self.batch_size}
         return {len(part) for n in sizes for part in torch.arange(n).tensor_split(world_size)}
 
     def train_dataloader(self) -> DataLoader[Fetched]:
@@ -132,7 +137,7 @@ class TwoViewDataModule(pl.LightningDataModule):
             )
         if min(self.shares(self.trainer.world_size)) == 0:
             raise UserError(
-                f"loader.drop_last=false: the last batch of {len(self.train) % self.batch_size} samples leaves some "
+                f"loader.drop_last=false: the last batch of {self.last_batch} samples leaves some "
                 f"of the {self.trainer.world_size} devices without any; set it to true"
             )
         if self.views.mix is not None and self.trainer.world_size > 1:

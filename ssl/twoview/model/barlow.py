@@ -11,7 +11,7 @@ from torch import nn
 from twoview.data.batches import Batch
 from twoview.losses import barlow_twins
 from twoview.model.base import Begin, Method, Outcome
-from twoview.model.part.checks import check_statistics, check_weight
+from twoview.model.part.checks import STATISTICS, check_weight
 from twoview.model.part.head import Projector
 from twoview.optim.recipe import Recipe
 from twoview.optim.role import Role
@@ -47,7 +47,7 @@ class BarlowTwins(Method):
 
     def begin(self, run: Begin) -> None:
         super().begin(run)
-        check_statistics(run.global_batch_size, "Barlow Twins")
+        run.need(*STATISTICS)
 
     def step(self, batch: Batch) -> Outcome:
         z1, z2 = (self.gather(self.projector(self.through(self.encoder, v))) for v in batch.views)  # (N, P) each

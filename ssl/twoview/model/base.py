@@ -45,8 +45,8 @@ class Begin:
     is not known. `even_shares`: whether all devices have as many, in every batch (if not, each `gather` has to ask).
     `view_shapes`: the shape of each view of a sample; empty if not known before the first batch. `mixed`: first views
     are mixtures of neighbours. `labelled`: there are samples with labels. `metered`: somebody logs what `training_step`
-    returns; if not, the method does. `through(network, views)`: the pass through an encoder while training, which may
-    be by compiled code.
+    returns; if not, the method does. `last_batch`: samples of an incomplete last batch, if an epoch has one.
+    `through(network, views)`: the pass through an encoder while training, which may be by compiled code.
     """
 
     global_batch_size: int
@@ -59,7 +59,18 @@ class Begin:
     mixed: bool = False
     labelled: bool = True
     metered: bool = False
+    last_batch: int | None = None
     through: Callable[[nn.Module, Tensor], Tensor] = plain_pass
+
+    def need(self, samples: int, why: str) -> None:
+        """UserError where a batch has fewer samples."""
+        if self.global_batch_size < samples:
+            raise UserError(f"batch_size={self.global_batch_size} is too small: {why}")
+        if self.last_batch is not None and self.last_batch < samples:
+            raise UserError(
+                f"loader.drop_last=false leaves a last batch of {self.last_batch}, which is too small: {why}. Set it "
+                "to true, or choose another batch_size"
+            )
 
 
 class Method(pl.LightningModule):
@@ -106,6 +117,7 @@ class Method(pl.LightningModule):
 
     def begin(self, run: Begin) -> None:
         """Takes what there is to know of the run, once, before the first step. UserError for what does not fit."""
+        run.need(2, "a method compares samples with each other")
         if run.view_shapes:
             self._check_views(len(run.view_shapes))
         if run.mixed and not self.reads_share:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from twoview.data.batches import Batch
 from twoview.losses import Moments, SingularError, cor_info_max, spread
 from twoview.model.base import Begin, Method, Outcome
-from twoview.model.part.checks import check_statistics, check_weight, lost_dimensions
+from twoview.model.part.checks import STATISTICS, check_weight, lost_dimensions
 from twoview.model.part.head import Projector
 from twoview.optim.recipe import Recipe
 
@@ -51,7 +51,7 @@ class CorInfoMax(Method):
 
     def begin(self, run: Begin) -> None:
         super().begin(run)
-        check_statistics(run.global_batch_size, "CorInfoMax")
+        run.need(*STATISTICS)
 
     def step(self, batch: Batch) -> Outcome:
         z1, z2 = (self.gather(self.projector(self.through(self.encoder, v))) for v in batch.views)  # (N, P) each

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from twoview.data.batches import Batch
-from twoview.errors import UserError
 from twoview.losses import decoupled_contrast
-from twoview.model.base import Begin, Method, Outcome
+from twoview.model.base import Method, Outcome
 from twoview.model.part.checks import check_temperature
 from twoview.model.part.head import Projector
 from twoview.optim.recipe import Recipe
@@ -40,11 +39,6 @@ class DCL(Method):
 
     def heads(self) -> dict[str, nn.Module]:
         return {"projector": self.projector}
-
-    def begin(self, run: Begin) -> None:
-        super().begin(run)
-        if run.global_batch_size < 2:
-            raise UserError("batch_size=1 is too small for DCL: its negatives are the other samples of the batch")
 
     def step(self, batch: Batch) -> Outcome:
         z = self.projector(self.through(self.encoder, torch.cat(batch.views)))  # (2B, P) shared batch statistics

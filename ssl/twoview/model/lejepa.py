@@ -14,7 +14,7 @@ from twoview.data.batches import Batch
 from twoview.errors import UserError
 from twoview.losses import lejepa, spread
 from twoview.model.base import Begin, Method, Outcome
-from twoview.model.part.checks import check_statistics
+from twoview.model.part.checks import STATISTICS
 from twoview.model.part.crops import by_size, count_global
 from twoview.model.part.head import Projector
 from twoview.optim.recipe import Recipe
@@ -52,7 +52,7 @@ class LeJEPA(Method):
 
     def begin(self, run: Begin) -> None:
         super().begin(run)
-        check_statistics(run.global_batch_size, "LeJEPA")
+        run.need(*STATISTICS)
 
     def step(self, batch: Batch) -> Outcome:
         z = by_size(lambda views: self.projector(self.through(self.encoder, views)), batch.views)  # V (B, P)

@@ -12,7 +12,7 @@ from torch import nn
 from twoview.data.batches import Batch
 from twoview.losses import mmcr, spread
 from twoview.model.base import Begin, Method, Outcome
-from twoview.model.part.checks import check_statistics
+from twoview.model.part.checks import STATISTICS
 from twoview.model.part.crops import by_size
 from twoview.model.part.head import Projector
 from twoview.optim.recipe import Recipe
@@ -35,7 +35,7 @@ class MMCR(Method):
 
     def begin(self, run: Begin) -> None:
         super().begin(run)
-        check_statistics(run.global_batch_size, "MMCR")
+        run.need(*STATISTICS)
 
     def step(self, batch: Batch) -> Outcome:
         z = by_size(lambda views: self.projector(self.through(self.encoder, views)), batch.views)  # V (B, P)

@@ -73,7 +73,7 @@ class SwAV(Method):
     def begin(self, run: Begin) -> None:
         super().begin(run)
         pool, count = (
-            run.global_batch_size + (0 if self.queue is None else len(self.queue)),
+            (run.last_batch or run.global_batch_size) + (0 if self.queue is None else len(self.queue)),
             len(self.prototypes.weight),
         )
         if pool < count:

@@ -12,7 +12,7 @@ from torch import nn
 from twoview.data.batches import Batch
 from twoview.losses import spread, vicreg
 from twoview.model.base import Begin, Method, Outcome
-from twoview.model.part.checks import check_statistics, check_weight
+from twoview.model.part.checks import STATISTICS, check_weight
 from twoview.model.part.head import Projector
 from twoview.optim.recipe import Recipe
 
@@ -39,7 +39,7 @@ class VICReg(Method):
 
     def begin(self, run: Begin) -> None:
         super().begin(run)
-        check_statistics(run.global_batch_size, "VICReg")
+        run.need(*STATISTICS)
 
     def step(self, batch: Batch) -> Outcome:
         z1, z2 = (self.gather(self.projector(self.through(self.encoder, v))) for v in batch.views)  # (N, P) each

@@ -55,6 +55,11 @@ class WMSE(Method):
         super().begin(run)
         if run.global_batch_size % self.group:
             raise UserError(f"batch_size={run.global_batch_size} must be a multiple of model.group={self.group}")
+        if (run.last_batch or 0) % self.group:
+            raise UserError(
+                f"loader.drop_last=false leaves a last batch of {run.last_batch}, which is no multiple of "
+                f"model.group={self.group}: set it to true"
+            )
 
     def step(self, batch: Batch) -> Outcome:
         z = [self.gather(self.projector(self.through(self.encoder, view))) for view in batch.views]  # V (N, P)

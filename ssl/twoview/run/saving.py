@@ -21,7 +21,7 @@ from twoview.data.preprocess import Preprocess
 from twoview.errors import UserError
 from twoview.run.atomic import replace_durably
 from twoview.run.folder import CHECKPOINT
-from twoview.run.signals import REASONS, requeue, under_slurm
+from twoview.run.signals import REASONS, forget_lost_terminal, requeue, under_slurm
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +156,7 @@ class Checkpoints(pl.Callback):
 
     def _on_signal(self, number: int, frame: Any) -> None:
         reason = REASONS[signal.Signals(number)]
+        forget_lost_terminal()
         if self.stop_reason == reason:
             if number == signal.SIGINT or time.monotonic() - self._stopped_at > ECHO:
                 raise SystemExit(128 + number)  # of a KeyboardInterrupt Lightning makes exit code 1

@@ -1,5 +1,6 @@
 """The signals that stop a run, from its first line to its last, and SLURM's wish that it be started again."""
 
+import errno
 import logging
 import os
 import signal
@@ -56,3 +57,22 @@ def requeue_while_starting() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def forget_lost_terminal() -> None:
+    """Sends what would be written to a terminal that is gone, with its connection, to nowhere: every write would fail."""
+    for stream in (1, 2):
+        if _is_lost(stream):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
+def _is_lost(stream: int) -> bool:
+    try:
+        import termios
+    except ImportError:  # a system without
+        return False
+    try:
+        termios.tcgetattr(stream)
+    except termios.error as error:  # ENOTTY of files and pipes
+        return bool(error.args[0] == errno.EIO)
+    return False

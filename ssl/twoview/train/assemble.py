@@ -157,6 +157,7 @@ def _begin(
         global_batch_size=config["batch_size"],
         steps=steps,
         epochs=config["epochs"],
+        last_batch=data.last_batch,
         world_size=trainer.world_size,
         shares=frozenset(data.shares(trainer.world_size)),
         even_shares=data.drop_last,

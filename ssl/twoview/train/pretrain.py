@@ -52,12 +52,12 @@ def run(config: dict[str, Any], run_dir: Path, hold: Hold = held) -> dict[str, A
 
 def fit(run: Assembly) -> Interrupted | None:
     """Writes down what is going to happen, and trains to the end, or until somebody or the time stops the run."""
-    if run.trainer.is_global_zero:
-        _write_config(run)
-        for line in brief(run):
-            log.info("%s", line)
     run.checkpoints.take_signals()
     try:
+        if run.trainer.is_global_zero:
+            _write_config(run)
+            for line in brief(run):
+                log.info("%s", line)
         run.trainer.fit(run.model, datamodule=run.data, ckpt_path=run.start, weights_only=True)
     except Interrupted as stopped:
         resume = spelled("train", f"resume={stopped.path.parent}")

@@ -5,6 +5,9 @@ import math
 from twoview.errors import UserError
 from twoview.losses import SingularError
 
+# What a batch needs where a loss is made of statistics over it.
+STATISTICS = 3, "over 2 samples every correlation is 1 or -1; the sources use 256 and more"
+
 
 def check_temperature(value: float, name: str = "temperature") -> float:
     if not 0 < value < math.inf:
@@ -25,15 +28,6 @@ def check_count(value: int, name: str, most: int) -> int:
     if not 1 <= value <= most:
         raise UserError(f"model.{name} must be within [1, {most}], not {value}")
     return value
-
-
-def check_statistics(batch_size: int, method: str) -> None:
-    """Of methods whose loss is made of statistics over the batch."""
-    if batch_size < 3:
-        raise UserError(
-            f"batch_size={batch_size} is too small for {method}: over 2 samples every correlation is 1 or -1; the "
-            "sources use 256 and more"
-        )
 
 
 def check_sharper(teacher: float, student: float, name: str = "teacher_temperature") -> None:
