@@ -201,7 +201,7 @@ def put(path: Path, width: int = 8, height: int = 8) -> None:
         ("one image", r"photos has a single sample|batch_size=4 is larger than photos"),
         ("corrupt", r"2\.png cannot be (read|decoded)"),
         ("text", r"2\.png is not an image"),
-        ("a file", r"there is no folder photos"),
+        ("a file", r"no images in photos"),
     ],
 )
 @pytest.mark.parametrize("in_memory", ["auto", "false"])

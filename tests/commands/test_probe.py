@@ -1,6 +1,7 @@
 """The commands that judge a run: their tables, their files, and that they leave the encoder alone."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import compose_config
 from PIL import Image
 
 from twoview.commands import probe
@@ -21,6 +23,7 @@ from twoview.evaluate.classify.knn import knn_accuracy
 from twoview.evaluate.classify.protocols import crops
 from twoview.evaluate.features import extract
 from twoview.run.checkpoint import load_encoder, read_checkpoint
+from twoview.train import pretrain
 
 ROOT = Path(__file__).parents[2]
 
@@ -287,3 +290,39 @@ def test_a_damaged_metrics_file_is_named(run_folder: Path, command: Callable[...
     pytest.importorskip("matplotlib")
     (run_folder / "metrics.csv").write_text("step,epoch,loss\nthree,1,2.0\n")
     assert "metrics.csv" in command(f"run={run_folder}", name="plot_run").error
+
+
+@pytest.mark.parametrize("name", ["probe", "knn", "embed", "finetune"])
+def test_a_run_knows_its_data_wherever_it_is_judged_and_a_moved_set_is_named(
+    run_of_photos: Path, command: Callable[..., Any], name: str
+) -> None:
+    more = {"finetune": ["epochs=1", "batch_size=4"], "probe": ["strengths=[0.1]"]}.get(name, [])
+    here = run_of_photos / "photos"
+    words = [f"ckpt={run_of_photos / 'run'}", "out=result", *more]
+    assert command(*words, name=name).code == 0  # from another folder than the training's
+    here.rename(run_of_photos / "elsewhere")
+    assert f"there is no folder {here}: set data.root to the folder of your images" in command(*words, name=name).error
+    assert command(*words, f"data.root={run_of_photos / 'elsewhere'}", name=name).code == 0
+    assert "data has no key 'rot'. Did you mean root?" in command(*words, "data.rot=x", name=name).error
+
+
+@pytest.fixture
+def run_of_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `photos`, and `run`, which was trained there on a relative path."""
+    folder = tmp_path_factory.mktemp("place")
+    for number in range(16):
+        path = folder / "photos" / ("train" if number < 12 else "test") / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (10 * number, 99, 200)).save(path)
+    before = os.getcwd()
+    try:
+        os.chdir(folder)
+        config = compose_config(
+            "data=image_folder", "data.root=photos", "batch_size=4", "epochs=1", "trainer=cpu", "knn=null",
+            "quality=null", "loader.num_workers=0", "model.projector.hidden_dim=8", "encoder=small",
+            "encoder.widths=[4,4,4,4]",
+        )  # fmt: skip
+        pretrain.run(config, folder / "run")
+    finally:
+        os.chdir(before)
+    return folder

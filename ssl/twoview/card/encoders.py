@@ -8,7 +8,7 @@ from torch import nn
 from twoview.card.measures import OTHER, RUN, UNTRAINED
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
-from twoview.evaluate.subject import Subject, checkpoint_file
+from twoview.evaluate.subject import Subject, checkpoint_file, names_other_data
 from twoview.run.checkpoint import instantiate_own, load_projector
 from twoview.run.identity import apart
 
@@ -23,7 +23,7 @@ def networks(config: Mapping[str, Any], own: Subject, other: Subject | None) -> 
     fresh = own.untrained()  # seeds torch's generator: nothing may be drawn before the head is
     found[UNTRAINED] = fresh, _untrained_projector(own, fresh)
     if other is not None:
-        if not config.get("data"):
+        if not names_other_data(config):
             for split in ("train", "test"):
                 mine, theirs = getattr(own, split), getattr(other, split)
                 if mine.digest() != theirs.digest():

@@ -63,6 +63,11 @@ class Command:
     keys: Mapping[str, Any]
     groups: Mapping[str, Sequence[str]]
 
+    @property
+    def judges(self) -> bool:
+        """Whether it takes the data of a run, where no others are named."""
+        return "ckpt" in self.keys and "data" in self.groups
+
     def has(self, key: str) -> bool:
         top = key.partition(".")[0]
         return top in self.keys or top in self.groups
@@ -148,7 +153,10 @@ def meant(words: Sequence[str], command: Command, several: bool = False) -> list
     if reasons:
         more = f"  ({'; '.join(notes)})" if notes else ""
         raise UserError(f"{'; '.join(dict.fromkeys(reasons))}. Write:  {spelled(command.name, *found)}{more}")
-    return [readable(w, several) for word in found for w in _data(word, command)]
+    read = [w for word in found for w in _data(word, command)]
+    if command.judges and not any(word.startswith(("data=", "+data=")) for word in read):
+        read = [f"+{word}" if word.startswith("data.") else word for word in read]  # keys of the run's own data
+    return [readable(word, several) for word in read]
 
 
 def _bare(word: str, rest: list[str], command: Command) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from twoview.cli.entry import plain
 from twoview.cli.schema import unknown_option
 from twoview.errors import UserError
 from twoview.evaluate.classify.labelled import check_strengths
-from twoview.evaluate.subject import Subject, checkpoint_file, subject
+from twoview.evaluate.subject import Subject, checkpoint_file, names_other_data, subject
 from twoview.report.words import clock
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _elsewhere(config: dict[str, Any], name: str) -> Sets:
 
 def _folder(config: dict[str, Any], own: Subject) -> Path:
     """The folder of the card, made now: what cannot be written is known before minutes of work."""
-    name = f"card_{own.train.name}" if config.get("data") else "card"
+    name = f"card_{own.train.name}" if names_other_data(config) else "card"
     folder = Path(config["out"]).expanduser() if config["out"] else checkpoint_file(config["ckpt"]).parent / name
     try:
         folder.mkdir(parents=True, exist_ok=True)

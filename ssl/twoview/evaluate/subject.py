@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from twoview.cli import schema
@@ -71,7 +72,7 @@ def result_path(config: Mapping[str, Any], stem: str, data: str, suffix: str = "
     """
     if config["out"]:
         return Path(config["out"]).expanduser()
-    return checkpoint_file(config["ckpt"]).with_name(f"{stem}{f'_{data}' if config.get('data') else ''}{suffix}")
+    return checkpoint_file(config["ckpt"]).with_name(f"{stem}{f'_{data}' if names_other_data(config) else ''}{suffix}")
 
 
 def origin(config: Mapping[str, Any], encoder: Frozen) -> dict[str, Any]:
@@ -152,11 +153,22 @@ def subject(config: dict[str, Any], labelled: bool = True) -> Subject:
 
 
 def loader_of(config: Mapping[str, Any], encoder: Frozen) -> Callable[..., Any]:
-    """`load(split=...)` of the data that a command names, or else of the run's own."""
-    if not config.get("data"):
-        return instantiate_own(encoder.config["data"], "data")
-    schema.check(config["data"], "data")
-    return schema.build(config["data"])
+    """`load(split=...)` of the data that a command names, or else of the run's own, some of whose keys may be changed
+    (`data.root=...`, where a set has been moved).
+    """
+    given = config.get("data") or {}
+    if names_other_data(config):
+        schema.check(given, "data")
+        return schema.build(given)
+    own = OmegaConf.to_container(OmegaConf.merge(encoder.config["data"], given))
+    if given:
+        schema.check(own, "data")
+    return instantiate_own(own, "data")
+
+
+def names_other_data(config: Mapping[str, Any]) -> bool:
+    """Whether a command names another data set than the run's own."""
+    return "_target_" in (config.get("data") or {})
 
 
 def provenance(config: Mapping[str, Any], judged: Subject, started: float) -> dict[str, Any]:

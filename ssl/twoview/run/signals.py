@@ -60,7 +60,7 @@ def requeue_while_starting() -> Iterator[None]:
 
 
 def forget_lost_terminal() -> None:
-    """Sends what would be written to a terminal that is gone, with its connection, to nowhere: every write would fail."""
+    """Sends what would be written to a terminal that is gone with its connection to nowhere: a write would fail."""
     for stream in (1, 2):
         if _is_lost(stream):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)

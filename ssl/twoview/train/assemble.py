@@ -139,8 +139,12 @@ def _knn(config: dict[str, Any], load: Load, train: SampleSet, meter: Meter) -> 
 
 
 def _stored(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without wishes for this start, which are none for later ones."""
+    """The configuration without wishes for this start, which are none for later ones, and with the place of the data as
+    one finds it from anywhere.
+    """
     stored = {key: value for key, value in config.items() if key not in STARTS}
+    if isinstance(root := stored["data"].get("root"), str):
+        stored["data"] = stored["data"] | {"root": str(Path(root).expanduser().absolute())}
     if "fresh_queue" in stored["model"]:
         stored["model"] = stored["model"] | {"fresh_queue": False}
     return stored
