@@ -70,6 +70,23 @@ def test_torchrun_starts_the_processes_too(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
 
 
+def test_processes_of_two_runs_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    """As nodes with different configurations: they would train together without a word."""
+    words = [*SET[:-1], "epochs=1", *SMALL[:-2], "knn=null", *TWO, f"hydra.run.dir={tmp_path}/run"]
+    words += ["optimizer.lr_per_256=0.$((RANK + 1))", "batch_size=$((RANK * 2 + 4))"]
+    shell = f"{sys.executable} {ROOT}/train.py {' '.join(words)}"
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python")
+    ended = subprocess.run(
+        [sys.executable, *torchrun, "bash", "-c", shell], cwd=tmp_path, text=True, capture_output=True, timeout=180
+    )
+    assert ended.returncode != 0
+    said = " ".join(ended.stderr.split())
+    assert "process 1 of 2 is of another run than the first one: it has" in said
+    assert "optimizer.lr_per_256=0.2 where the first has 0.1" in said
+    assert "batch_size=6 where the first has 4" in said
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
 @pytest.mark.slow  # a signal takes the same way: below
 def test_all_processes_stop_after_the_same_step(tmp_path: Path) -> None:
     """The clocks of two processes never agree to the step: they decide together."""

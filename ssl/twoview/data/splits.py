@@ -55,8 +55,8 @@ def find(
     if not wanted:
         there = f"; it holds {_by_suffix(others)}" if others else ""
         raise UserError(
-            f"no {what} in {root} nor in its sub-folders (looked for {listed(list(suffixes), 8)}){there}: set data.root to "
-            f"the folder of your {what}"
+            f"no {what} in {root} nor in its sub-folders (looked for {listed(list(suffixes), 8)}){there}: "
+            f"set data.root to the folder of your {what}"
         )
     place, of_train, of_test = _splits(root, list(wanted), train, test, what)
     own, other = (

@@ -1,15 +1,19 @@
-"""What the devices of a run tell each other: rows of a global batch, and sums over it, both with gradients.
+"""What the devices of a run tell each other: rows of a global batch, and sums over it, both with gradients; and that
+they are of one run.
 
 The global batch of n samples lies on W devices in W runs of neighbours, the first n mod W of them one longer
-(`torch.tensor_split`). On one device, and outside of a distributed run, everything here does nothing.
+(`torch.tensor_split`). On one device, and outside of a distributed run, every function is the identity.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+from twoview.errors import UserError, listed
 
 
 def world_size() -> int:
@@ -54,6 +58,23 @@ def mean(rows: Tensor) -> Tensor:
     n = torch.tensor(len(rows), device=rows.device)
     dist.all_reduce(n)
     return total(rows.sum(dim=0)) / n
+
+
+def refuse_disagreement(claims: Mapping[str, Any]) -> None:
+    """UserError, on all processes, where one of them states another value than the first: they would train together
+    without a word, or wait for each other for ever.
+    """
+    if world_size() == 1:
+        return
+    every: list[Any] = [None] * world_size()
+    dist.all_gather_object(every, dict(claims))
+    for rank, theirs in enumerate(every):
+        unlike = [key for key in {**every[0], **theirs} if theirs.get(key) != every[0].get(key)]
+        if unlike:
+            said = listed(
+                [f"{key}={theirs.get(key)} where the first has {every[0].get(key)}" for key in unlike], most=4
+            )
+            raise UserError(f"process {rank} of {len(every)} is of another run than the first one: it has {said}")
 
 
 class _Gather(torch.autograd.Function):

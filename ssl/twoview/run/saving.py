@@ -19,6 +19,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from twoview.data.demand import Shape
 from twoview.data.preprocess import Preprocess
 from twoview.errors import UserError
+from twoview.parallel.devices import refuse_disagreement
 from twoview.run.atomic import replace_durably
 from twoview.run.folder import CHECKPOINT
 from twoview.run.signals import REASONS, forget_lost_terminal, requeue, under_slurm
@@ -122,7 +123,8 @@ class Checkpoints(pl.Callback):
         self.every_seconds = float("inf") if every_minutes is None else 60 * every_minutes
         self.keep = keep
         self.on_error = on_error
-        self.identity: dict[str, Any] = {}  # set by the run
+        self.identity: dict[str, Any] = {}  # set by the run, as are
+        self.claims: dict[str, Any] = {}  # what all its processes have to agree on
         self.max_seconds: float | None = None
         self.stop_reason: str | None = None
         self._random: list[dict[str, torch.Tensor]] = []  # of each process, where a run is gone on with
@@ -131,6 +133,9 @@ class Checkpoints(pl.Callback):
 
     def path(self, trainer: pl.Trainer) -> Path:
         return Path(trainer.default_root_dir) / CHECKPOINT
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        refuse_disagreement(self.claims)  # before anything waits for another process
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._deadline = time.monotonic() + self.max_seconds if self.max_seconds is not None else float("inf")

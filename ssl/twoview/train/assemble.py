@@ -17,7 +17,7 @@ from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.model.base import Begin, Method
 from twoview.run.checkpoint import STATE
-from twoview.run.identity import Identity, code_digest, config_hash, data_digest, follow, statistics_of
+from twoview.run.identity import Identity, code_digest, config_hash, data_digest, follow, relevant, statistics_of
 from twoview.run.resume import STARTS, refuse_misfit, refuse_other_steps, source
 from twoview.run.saving import Checkpoints
 from twoview.train.compiled import Compiler
@@ -98,6 +98,13 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
         refuse_misfit(checkpoint, start, model)
         refuse_other_steps(checkpoint, start, data.batches_per_epoch, config["epochs"])
     checkpoints.identity = identity.stored()
+    checkpoints.claims = relevant(config) | {
+        "data": data_digest(train),
+        "code": code_digest(),
+        "torch": str(torch.__version__),
+        "step": 0 if checkpoint is None else checkpoint["global_step"],
+        "processes": trainer.world_size,
+    }
     return Assembly(config, stored, folder, start, data, model, meter, knn, checkpoints, trainer)
 
 

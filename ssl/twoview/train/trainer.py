@@ -3,13 +3,13 @@
 import ctypes
 import logging
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.layer_sync import LayerSync
 from torch import nn
@@ -18,6 +18,7 @@ from twoview.errors import UserError
 from twoview.parallel.norm import global_batch_norm
 from twoview.parallel.precision import best_precision, half_of, native_half
 from twoview.run.saving import AtomicCheckpointIO, Checkpoints
+from twoview.train.launch import environment
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +73,8 @@ def make_trainer(
     plugins: list[Any] = [AtomicCheckpointIO(checkpoints.keep)]
     if sync_batchnorm:
         plugins.append(GlobalBatchStatistics())
-    if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # `checkpoints` requeue, and leave no file of their own
+    if (cluster := environment(number_of(devices, accelerator), num_nodes)) is not None:
+        plugins.append(cluster)
     try:
         return pl.Trainer(
             default_root_dir=run_dir,
@@ -114,6 +115,20 @@ def found_accelerator(asked: str) -> str:
             "trainer.accelerator=mps, but torch finds no Apple GPU on this machine; use trainer=cpu or trainer=auto"
         )
     return "cpu" if asked == "auto" else asked
+
+
+def number_of(devices: int | str | Sequence[int], accelerator: str) -> int:
+    """How many devices of a node were asked for, as Lightning reads it; 1 for what it is going to refuse."""
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        return max(1, len(devices))
+    if accelerator in ("gpu", "cuda") and str(devices) in ("auto", "-1"):
+        return max(1, torch.cuda.device_count())
+    if isinstance(devices, str) and "," in devices:
+        return len([part for part in devices.split(",") if part.strip()])
+    try:
+        return max(1, int(devices))
+    except ValueError:
+        return 1
 
 
 class TensorBoard(TensorBoardLogger):

@@ -1,0 +1,96 @@
+"""The processes that were started are as many as the run has devices, and all of them are of one run."""
+
+import os
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+from twoview.errors import UserError
+from twoview.parallel.devices import refuse_disagreement
+from twoview.train.launch import environment
+from twoview.train.trainer import number_of
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+STEP = SLURM | {"SLURM_STEP_ID": "0"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "::1", "MASTER_PORT": "1"}
+
+
+@pytest.fixture(autouse=True)
+def outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every launcher."""
+    for name in {*os.environ} & {"WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID"}:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+    ("variables", "each", "nodes", "kind"),
+    [
+        ({}, 1, 1, None),
+        ({}, 2, 1, None),
+        ({"WORLD_SIZE": "1", "LOCAL_RANK": "0"}, 1, 1, None),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 2, 1, None),  # a process that Lightning started
+        (TORCHRUN | {"WORLD_SIZE": "4"}, 2, 2, TorchElasticEnvironment),
+        (STEP | {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2"}, 2, 2, SLURMEnvironment),
+        (STEP | {"SLURM_NTASKS": "1"}, 2, 1, LightningEnvironment),  # the task starts the second process
+        (SLURM | {"SLURM_NTASKS": "4"}, 1, 1, LightningEnvironment),  # a batch script without srun
+    ],
+)
+def test_processes_are_found(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], each: int, nodes: int, kind: Any
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = environment(each, nodes)
+    assert (None if found is None else type(found)) is kind
+    if isinstance(found, SLURMEnvironment):
+        assert not found.auto_requeue
+
+
+@pytest.mark.parametrize(
+    ("variables", "each", "message"),
+    [
+        (STEP | {"SLURM_NTASKS": "2"}, 1, "srun has started 2 processes, and the run is for 1 device: "),
+        (STEP | {"SLURM_NTASKS": "2"}, 4, "srun has started 2 processes, and the run is for 4 devices: "),
+        (TORCHRUN | {"WORLD_SIZE": "2"}, 1, "torchrun has started 2 processes, and the run is for 1 device: "),
+        (TORCHRUN | {"WORLD_SIZE": "1"}, 2, "torchrun has started 1 process, and the run is for 2 devices: "),
+        (STEP | {"SLURM_NTASKS": "2"}, 2, "Use `--ntasks-per-node=2` instead"),
+        (STEP | {"SLURM_NTASKS": "abc"}, 1, "SLURM_NTASKS='abc' is no number"),
+        ({"WORLD_SIZE": "2"}, 1, "several processes (WORLD_SIZE=2), and the run is for one device: unset WORLD_SIZE"),
+        ({"LOCAL_RANK": "1"}, 1, "unset LOCAL_RANK"),
+        ({"RANK": "x"}, 1, "RANK='x' is no number"),
+    ],
+)
+def test_launchers_and_left_variables_that_mean_another_run_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], each: int, message: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as error:
+        environment(each, 1)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("devices", "accelerator", "number"),
+    [(2, "cpu", 2), ("3", "cpu", 3), ([0, 2], "gpu", 2), ("0,1", "gpu", 2), ("nix", "cpu", 1), ("auto", "mps", 1)],
+)
+def test_devices_are_counted(devices: Any, accelerator: str, number: int) -> None:
+    assert number_of(devices, accelerator) == number
+
+
+def claim(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    refuse_disagreement({"seed": 0})
+    with pytest.raises(
+        UserError, match=r"process 1 of 2 .*: it has lr=1 where the first has 0 and extra=2 where .* None"
+    ):
+        refuse_disagreement({"seed": 0, "lr": rank} | ({"extra": 2} if rank else {}))
+    dist.destroy_process_group()
+
+
+def test_processes_that_disagree_are_named_on_all_of_them(tmp_path: Any) -> None:
+    refuse_disagreement({"seed": 0})  # alone
+    mp.spawn(claim, args=(str(tmp_path),), nprocs=2)
