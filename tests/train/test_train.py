@@ -24,6 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from twoview.augment.views import TwoViews
+from twoview.data import batches as batch_module
 from twoview.data.batches import Batch, GlobalBatches, TwoViewDataModule
 from twoview.data.image.pixels import Pixels
 from twoview.data.image.shapes import shapes
@@ -700,6 +701,27 @@ def test_images_decoded_in_workers_give_the_same_run_interrupted_or_not(
     interrupt(None)
     pretrain.run(on_demand | {"resume": str(tmp_path / "stopped")}, tmp_path / "stopped")
     assert_same_run(tmp_path / "in_memory", tmp_path / "stopped")
+
+
+def test_too_little_shared_memory_for_loader_processes_is_said_and_done_without(
+    compose: Compose, tiny: list[str], photos: Path, tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container: a batch of 12 images is 5 kB, of which a process has two, and one is being read."""
+    config = folder_config(compose, tiny, photos, "data.in_memory=false", "loader.num_workers=2")
+    loaders = []
+
+    class Loader(batch_module.DataLoader):  # type: ignore[misc]
+        def __init__(self, *args: Any, num_workers: int, **options: Any) -> None:
+            loaders.append(num_workers)
+            super().__init__(*args, num_workers=num_workers, **options)
+
+    monkeypatch.setattr(batch_module, "DataLoader", Loader)
+    for free, workers in ((5 * 12 * 432, 2), (5 * 12 * 432 - 1, 0)):
+        monkeypatch.setattr(os, "statvfs", lambda path, free=free: SimpleNamespace(f_bavail=free, f_frsize=1))
+        pretrain.run(config, tmp_path / str(workers))
+        assert loaders.pop() == workers
+        assert ("2 loader processes need 0 MB of shared memory" in caplog.text) is (workers == 0)
+    assert_same_run(tmp_path / "2", tmp_path / "0")
 
 
 def test_unlabelled_images_train_without_knn_and_say_so(

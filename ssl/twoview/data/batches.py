@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from twoview.data.demand import OnDemand, Samples, tensors
+from twoview.data.demand import AHEAD, OnDemand, Samples, tensors, workers_that_fit
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.rng import exact, permutation
@@ -154,12 +154,14 @@ class TwoViewDataModule(pl.LightningDataModule):
         self.views.ahead = share * self.batches_per_epoch * (self.trainer.max_epochs or 1)
         train = self.train.to(device) if self.train.in_memory else self.train
         self.views.attach(train)
-        workers = 0 if self.train.in_memory else self.num_workers
+        held = self.train.samples
+        workers = workers_that_fit(self.num_workers, share, held) if isinstance(held, OnDemand) else 0
         return DataLoader(
             _Fetch(train),
             sampler=GlobalBatches(self),
             batch_size=None,  # the sampler yields whole batches
             num_workers=workers,
+            prefetch_factor=AHEAD if workers else None,
             pin_memory=workers > 0 and device.type == "cuda",
             generator=torch.Generator(),  # else every epoch would draw from the one that dropout draws from
         )

@@ -1,15 +1,19 @@
 """Samples that are decoded when asked for, and the one place where that is done in threads."""
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -76,6 +80,32 @@ def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterable[R]:
     """Map in order, on as many threads as there are cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(function, items)
+
+
+SHARED = Path("/dev/shm")  # where Linux keeps what processes share
+AHEAD = 2  # batches that a worker makes before they are asked for
+
+
+def workers_that_fit(workers: int, rows: int, samples: OnDemand) -> int:
+    """`workers`, or none of them where the memory that processes share, 64 MiB in many containers, cannot hold their
+    batches of so many rows: the system would end them, or keep them waiting for ever.
+    """
+    if not workers or not SHARED.is_dir() or not hasattr(os, "statvfs"):
+        return workers
+    place = os.statvfs(SHARED)
+    has = place.f_bavail * place.f_frsize
+    needs = (AHEAD * workers + 1) * rows * sum(values.nbytes for values in tensors(samples[0]))
+    if needs <= has:
+        return workers
+    log.warning(
+        "%d loader processes need %.0f MB of shared memory, and %s has %.0f free: samples are decoded by threads of "
+        "this process instead (in containers: docker run --shm-size=2g; or take a smaller batch_size)",
+        workers,
+        needs / 1e6,
+        SHARED,
+        has / 1e6,
+    )
+    return 0
 
 
 # What holds for a tensor and for a dict of tensors alike
