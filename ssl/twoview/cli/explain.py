@@ -1,5 +1,7 @@
 """One message for a person for whatever goes wrong: what it is, and what there is instead."""
 
+import re
+
 import hydra
 import yaml
 from hydra.errors import (
@@ -15,7 +17,38 @@ from twoview.cli.configs import CHECKOUT, groups
 from twoview.cli.schema import unknown_key, unknown_option
 from twoview.errors import UserError
 
-_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator")  # in gloo, NCCL
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "not enough memory",
+)  # torch's, libc's
+# What libraries and systems say, and what it means for a run.
+_OTHERS = {
+    "embedded null": "a path holds the null character, which no file can be called by: name another",
+    "DataLoader worker": "a process that loads samples has ended (killed, often for want of memory): use fewer of them "
+    "(loader.num_workers=1), or none (loader.num_workers=0)",
+    **dict.fromkeys(
+        ("Connection closed by peer", "Connection reset by peer", "NCCL communicator"),  # of gloo, NCCL
+        "another process of the run has ended, and this one cannot go on alone; why stands in that one's message",
+    ),
+    "Too many open files": "this shell may open too few files: say  ulimit -n 4096  first, or use fewer loader "
+    "processes (loader.num_workers=0)",
+    "Resource temporarily unavailable": "the system allows no more processes (ulimit -u): use fewer loader processes "
+    "(loader.num_workers=0), or trainer.devices=1",
+    **dict.fromkeys(
+        ("EADDRINUSE", "ddress already in use"),
+        "the port at which the processes of a run meet is in use, by another run perhaps: choose another by the "
+        "environment variable MASTER_PORT, or leave it unset",
+    ),
+    "no kernel image is available": "this torch was not built for this GPU: install one that was (pytorch.org), or say "
+    "trainer=cpu",
+    **dict.fromkeys(
+        ("NVIDIA driver on your system is too old", "driver version is insufficient"),
+        "the NVIDIA driver is too old for this torch: update it, install an older torch, or say trainer=cpu",
+    ),
+    "TORCH_LOGS": "the environment variable TORCH_LOGS cannot be read: unset it",
+}
 
 
 def explain(error: BaseException, command: str = "train") -> str:
@@ -39,26 +72,30 @@ def explain(error: BaseException, command: str = "train") -> str:
         return _explain_yaml(error)
     if isinstance(error, HydraException):
         return " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "out of memory" in str(error):
-        said = (str(error).splitlines() or ["no more is known"])[0]  # a worker's traceback follows
-        return f"out of memory: use a smaller batch_size ({said[:200]})"
+    text = next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), "no message"
+    )  # what follows is where
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        return _explain_memory(text, command)
+    if meaning := next((meaning for words, meaning in _OTHERS.items() if words in str(error)), None):
+        return meaning
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-    if "embedded null" in str(error):  # Python's, of a path from a configuration
-        return "a path holds the null character, which no file can be called by: name another"
-    if "DataLoader worker" in str(error):
-        return (
-            "a process that loads images has ended (killed, often for want of memory): use fewer of them "
-            "(loader.num_workers=1), or none (loader.num_workers=0)"
-        )
-    if any(words in str(error) for words in _LOST_PROCESS):
-        return "another process of the run has ended, and this one cannot go on alone; why stands in that one's message"
-    text = str(error).splitlines()[0] if str(error) else "no message"
     if text.startswith("Config group override must be"):  # hydra's for null, a number or no name at all
         return (
             f"a group is set to the name of an option, as in data=shapes; the groups are: {', '.join(groups(command))}"
         )
     return f"{type(error).__name__}: {text} (debug=true shows where)"
+
+
+def _explain_memory(text: str, command: str) -> str:
+    wanted = re.search(r"allocate ([\d.]+) (bytes|[KMG]iB)", text)
+    size = f"{wanted[1]} {wanted[2]}" if wanted else ""
+    if wanted and wanted[2] == "bytes":
+        size = f"{float(wanted[1]) / 2**30:.2f} GiB"
+    more = f" ({size} more were wanted)" if size else ""
+    trains = "a smaller batch_size, smaller images (data.size) or a smaller encoder"
+    return f"out of memory{more}: use {trains if command == 'train' else 'a machine with more, or fewer samples'}"
 
 
 def _explain_yaml(error: yaml.YAMLError) -> str:
