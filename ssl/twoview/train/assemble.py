@@ -63,7 +63,7 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
     views: TwoViews = schema.build(config["augment"], preprocess=train.preprocess, seed=config["seed"])
     data: TwoViewDataModule = schema.build(config["loader"], train=train, views=views)
     encoder = schema.build(config["encoder"])
-    shapes = _view_shapes(encoder, views, train)
+    shapes = _view_shapes(encoder, config["encoder"].get("channels"), views, train)
     if config["channels_last"]:
         encoder = encoder.to(memory_format=torch.channels_last)
     model: Method = schema.build(config["model"], encoder=encoder, optimizer=schema.build(config["optimizer"]))
@@ -108,13 +108,20 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
     return Assembly(config, stored, folder, start, data, model, meter, knn, checkpoints, trainer)
 
 
-def _view_shapes(encoder: nn.Module, views: TwoViews, train: SampleSet) -> tuple[tuple[int, ...], ...]:
+def _view_shapes(
+    encoder: nn.Module, channels: int | None, views: TwoViews, train: SampleSet
+) -> tuple[tuple[int, ...], ...]:
     """The shapes of a sample's views. Sends those of the first sample through the encoder, so that what does not fit is
-    said before the first step.
+    said before the first step. `channels` of images that it is for, where that is a key of its configuration.
     """
     first = torch.arange(1)
     made = views(train.fetch(first), first, epoch=0)
     for shape, view in {tuple(view.shape[1:]): view for view in made}.items():
+        if channels is not None and len(shape) == 3 and shape[0] != channels:
+            raise UserError(
+                f"the views of {train.name} have {shape[0]} channel{'s' * (shape[0] > 1)}, and the encoder is for "
+                f"{channels}: set encoder.channels={shape[0]}"
+            )
         try:
             with torch.no_grad():
                 h = encoder.eval()(view)
