@@ -27,7 +27,7 @@ PACKAGES: dict[str, set[str]] = {
     "rng": {"torch"},
     "data": LOADERS | LIGHTNING,
     "augment": TORCH,
-    "encoder": TORCH,
+    "encoder": TORCH | {"safetensors"},
     "losses": {"torch"},
     "parallel": {"torch"},
     "optim": {"torch"},

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torchvision
 from torch import nn
 
+from twoview.encoder.weights import start_from
 from twoview.errors import UserError
 
 
@@ -12,34 +13,44 @@ def resnet18(
     stem: Literal["cifar", "imagenet"] = "cifar",
     zero_init_residual: bool = False,
     channels: int = 3,
+    weights: str | None = None,
 ) -> nn.Module:
     """ResNet-18: h of 512 dimensions."""
-    return _encoder(torchvision.models.resnet18(zero_init_residual=zero_init_residual), stem, channels)
+    return start_from(
+        _encoder(torchvision.models.resnet18(zero_init_residual=zero_init_residual), stem, channels), weights
+    )
 
 
 def resnet34(
     stem: Literal["cifar", "imagenet"] = "cifar",
     zero_init_residual: bool = False,
     channels: int = 3,
+    weights: str | None = None,
 ) -> nn.Module:
     """ResNet-34: h of 512 dimensions."""
-    return _encoder(torchvision.models.resnet34(zero_init_residual=zero_init_residual), stem, channels)
+    return start_from(
+        _encoder(torchvision.models.resnet34(zero_init_residual=zero_init_residual), stem, channels), weights
+    )
 
 
 def resnet50(
     stem: Literal["cifar", "imagenet"] = "cifar",
     zero_init_residual: bool = False,
     channels: int = 3,
+    weights: str | None = None,
 ) -> nn.Module:
     """ResNet-50: h of 2048 dimensions."""
-    return _encoder(torchvision.models.resnet50(zero_init_residual=zero_init_residual), stem, channels)
+    return start_from(
+        _encoder(torchvision.models.resnet50(zero_init_residual=zero_init_residual), stem, channels), weights
+    )
 
 
 def _encoder(network: Any, stem: str, channels: int) -> nn.Module:
     """`network` without its classifier. Every key of its weights is torchvision's.
 
     The stem `cifar` is that of SimCLR, appendix B.9: a 3x3 convolution of stride 1 in place of the 7x7 of stride 2,
-    and no max-pooling; `imagenet` is torchvision's own. `channels`: of the images; spectrograms have 1.
+    and no max-pooling; `imagenet` is torchvision's own. `channels`: of the images; spectrograms have 1. `weights` of
+    the three above: what to start from (`twoview.encoder.weights`).
     """
     if stem not in ("cifar", "imagenet"):
         raise UserError(f"encoder.stem must be cifar or imagenet, not {stem}")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from twoview.encoder.weights import start_from
 from twoview.errors import UserError
 
 
@@ -14,10 +15,13 @@ class Small(nn.Module):
     Images (B, `channels`, H, W) of at least 8 x 8 pixels -> h (B, `widths[1]` + `widths[2]` + `widths[3]`). The stem
     halves the resolution at once with a 4x4 convolution of stride 2, and stages 2 and 3 halve it again. Every
     convolution is followed by batch normalisation and ReLU; stages 1 and 2 add a residual one. The mean over several
-    stages serves a linear probe better than the last stage alone.
+    stages serves a linear probe better than the last stage alone. `weights`: what to start from
+    (`twoview.encoder.weights`).
     """
 
-    def __init__(self, widths: Sequence[int] = (64, 128, 256, 512), channels: int = 3) -> None:
+    def __init__(
+        self, widths: Sequence[int] = (64, 128, 256, 512), channels: int = 3, weights: str | None = None
+    ) -> None:
         super().__init__()
         if len(widths) != 4 or min(widths) < 1:
             raise UserError(f"encoder small needs four widths of at least 1, not {list(widths)}")
@@ -29,6 +33,7 @@ class Small(nn.Module):
         self.stage3 = nn.Sequential(nn.MaxPool2d(2), _convolution(w2, w3))
         self.stage4 = _convolution(w3, w4)
         self.dim = w2 + w3 + w4
+        start_from(self, weights)
 
     def forward(self, x: Tensor) -> Tensor:
         x2 = self.stage2(self.stage1(x))  # (B, w2, H/4, W/4)

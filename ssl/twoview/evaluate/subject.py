@@ -22,7 +22,7 @@ from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
 from twoview.evaluate.features import extract
 from twoview.rng import permutation
-from twoview.run.checkpoint import EncoderOf, build_encoder, instantiate_own, load_encoder
+from twoview.run.checkpoint import EncoderOf, instantiate_own, load_encoder
 from twoview.run.folder import CHECKPOINT
 from twoview.run.provenance import commit, machine, versions
 
@@ -109,7 +109,7 @@ class Subject:
         """An encoder of the same shape with the weights that the run started from."""
         config = self.encoder.config
         pl.seed_everything(config["seed"], workers=True, verbose=False)
-        fresh = Frozen(build_encoder(config), copy.deepcopy(self.encoder.preprocess))
+        fresh = Frozen(instantiate_own(config["encoder"], "encoder"), copy.deepcopy(self.encoder.preprocess))
         return fresh.requires_grad_(False).eval()
 
 

@@ -230,8 +230,9 @@ def _first(error: Exception) -> str:
 
 
 def build_encoder(config: Mapping[str, Any]) -> nn.Module:
-    """A freshly initialised encoder of a run's configuration."""
-    return instantiate_own(config["encoder"], "encoder")
+    """The encoder of a run's configuration, for weights of its own to be loaded into."""
+    own = config["encoder"]
+    return instantiate_own(own | {"weights": None} if isinstance(own, dict) and own.get("weights") else own, "encoder")
 
 
 def instantiate_own(node: Any, section: str, /, **arguments: Any) -> Any:

@@ -150,7 +150,8 @@ class Identity:
 
     `test` are the samples that its monitors score on, empty without such. `precision` is what `trainer.precision=auto`
     came to on the machine, `statistics` what `trainer.sync_batchnorm` did on so many devices. `after` names the run and
-    step that a run with changes went on from; empty for a run that is the same from its start.
+    step that a run with changes went on from; empty for a run that is the same from its start. `weights` are those that
+    the encoder started from, empty for random ones.
     """
 
     config: str
@@ -160,6 +161,7 @@ class Identity:
     after: str = ""
     test: str = ""
     statistics: str = "global batch"
+    weights: str = ""
 
     @property
     def run_hash(self) -> str:
@@ -195,6 +197,7 @@ def follow(
     unlike = [f"{name} {value} instead of {then.get(name)}" for name, value in present if then.get(name) != value]
     if unlike:
         log.info("going on with other software than before: %s", "; ".join(unlike))
+    identity = replace(identity, weights=str(before.get("weights", "")))
     if not changes:
         return replace(identity, after=str(before.get("after", "")))
     said = "; ".join(changes[:6]) + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
@@ -215,6 +218,7 @@ BESIDE = {
     "precision": "precision",
     "statistics": "batch statistics",
     "after": "run gone on from",
+    "weights": "weights started from",
 }
 
 

@@ -14,6 +14,7 @@ from twoview.augment.views import TwoViews
 from twoview.cli import schema
 from twoview.data.batches import TwoViewDataModule
 from twoview.data.set import SampleSet
+from twoview.encoder.frozen import digest
 from twoview.errors import UserError
 from twoview.model.base import Begin, Method
 from twoview.run.checkpoint import STATE
@@ -62,7 +63,10 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
     assert train is not None
     views: TwoViews = schema.build(config["augment"], preprocess=train.preprocess, seed=config["seed"])
     data: TwoViewDataModule = schema.build(config["loader"], train=train, views=views)
-    encoder = schema.build(config["encoder"])
+    # A run that goes on has its weights from the checkpoint.
+    fresh = {"weights": None} if checkpoint is not None and config["encoder"].get("weights") else {}
+    encoder = schema.build(config["encoder"] | fresh)
+    weights = digest(encoder)[:12] if config["encoder"].get("weights") else ""
     shapes = _view_shapes(encoder, config["encoder"].get("channels"), views, train)
     if config["channels_last"]:
         encoder = encoder.to(memory_format=torch.channels_last)
@@ -92,6 +96,7 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
         str(trainer.precision),
         test=data_digest(knn.test) if knn else "",
         statistics=statistics_of(config["trainer"].get("sync_batchnorm", True), trainer.world_size),
+        weights=weights,
     )
     if checkpoint is not None and start is not None:
         identity = follow(identity, config, checkpoint, start, bool(config.get("allow_changes")))
@@ -153,12 +158,8 @@ def _knn(config: dict[str, Any], load: Load, train: SampleSet, meter: Meter) -> 
 
 
 def _stored(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without wishes for this start, which are none for later ones, and with the place of the data as
-    one finds it from anywhere.
-    """
+    """The configuration without wishes for this start, which are none for later ones."""
     stored = {key: value for key, value in config.items() if key not in STARTS}
-    if isinstance(root := stored["data"].get("root"), str):
-        stored["data"] = stored["data"] | {"root": str(Path(root).expanduser().absolute())}
     if "fresh_queue" in stored["model"]:
         stored["model"] = stored["model"] | {"fresh_queue": False}
     return stored

@@ -42,6 +42,7 @@ def run(config: dict[str, Any], run_dir: Path, hold: Hold = held) -> dict[str, A
     began = time.monotonic()
     with trusting(config.get("trust")):
         check(config)
+        config = _absolute(config)
         if config.get("budget") is not None:
             config = config | {"epochs": _epochs_within(config, run_dir, began), "budget": None}
         with _holding(run_dir, hold) as folder:
@@ -76,6 +77,14 @@ def finish(run: Assembly, stopped: Interrupted | None) -> dict[str, Any]:
         save_encoder(run.model.encoder, run.data.train.preprocess, run.checkpoints.about(), run.folder / ENCODER)
         write_text(run.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _absolute(config: dict[str, Any]) -> dict[str, Any]:
+    """With the places of data and first weights as they are found from anywhere."""
+    for section, key in (("data", "root"), ("encoder", "weights")):
+        if isinstance(place := config[section].get(key), str):
+            config = config | {section: config[section] | {key: str(Path(place).expanduser().absolute())}}
+    return config
 
 
 def _epochs_within(config: dict[str, Any], run_dir: Path, began: float) -> int:
