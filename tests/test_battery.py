@@ -11,7 +11,7 @@ from faults import battery
 from faults.conftest import no_litter
 from torch.utils.data import DataLoader
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "runs.md"
 
 
 def test_the_battery_has_its_size() -> None:
@@ -20,7 +20,7 @@ def test_the_battery_has_its_size() -> None:
         assert cases >= quick > 0, name
     every, drawn = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
     assert every >= 150
-    said = re.search(r"`tests/faults/` holds ([\d,]+) such cases .* runs a fixed draw of (\d+)", README.read_text())
+    said = re.search(r"`tests/faults/` holds ([\d,]+) such cases .* runs a fixed draw of (\d+)", PAGE.read_text())
     assert said is not None
     assert [int(number.replace(",", "")) for number in said.groups()] == [every, drawn]
 

@@ -182,9 +182,13 @@ def test_a_row_is_reached_within_the_interval(load: Any, top1: float, word: str,
     assert reproduce.judge({"top1": top1}, None) == "not committed"
 
 
-def test_every_measured_row_of_the_readme_can_be_compared(load: Any) -> None:
+def test_every_measured_row_of_the_results_can_be_compared(load: Any) -> None:
     reproduce = load("reproduce")
-    rows = [line.split("|") for line in (ROOT / "README.md").read_text().splitlines() if "train.py experiment=" in line]
+    rows = [
+        line.split("|")
+        for line in (ROOT / "docs" / "results.md").read_text().splitlines()
+        if "train.py experiment=" in line
+    ]
     measured = [r[1].split("experiment=")[1].split("`")[0] for r in rows if len(r) > 4 and "**" in r[4]]
     assert "cifar10_cpu" in measured
     for row in measured:

@@ -1,4 +1,4 @@
-"""Every command and every example in the README runs, shortened by overrides."""
+"""Every command and every example of the README and the pages in docs/ runs, shortened by overrides."""
 
 import re
 import shlex
@@ -11,16 +11,19 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
+import torchvision
 from conftest import ROOT, TINY, Ended
 from PIL import Image
 
 from twoview.train.budget import Cost
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+TEXT = "\n\n".join(PAGES.values())
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
 LINES = [line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "" for line in block.splitlines()]
 COMMANDS = sorted({line for line in LINES if line.startswith("python ")})
-INLINE = sorted(set(re.findall(r"`(python [^`]+)`", README)))
+INLINE = sorted(set(re.findall(r"`(python (?:train|scripts|benchmarks)[^`]+)`", TEXT)))
 
 
 def photos(folder: Path) -> None:
@@ -52,6 +55,7 @@ def own_package(folder: Path) -> None:
 def shortened(script: str, words: list[str], run: Path) -> list[str]:
     """The words of a command with what makes it short behind them, and with a real run in place of `<date>`."""
     words = [re.sub(r"runs/[\w-]+/<date>|<run>|runs/demo/latest", str(run), word) for word in words]
+    words = [word for word in words if word != "compile=true"]  # tests/train/test_compiled.py
     if script == "preview_augment":
         return [*words, "data=shapes", "data.n_train=40", "data.n_test=2", "data.size=16", "images=2"]
     if script == "ablate_augment" and words[0].startswith("report="):
@@ -83,6 +87,7 @@ def shortened(script: str, words: list[str], run: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("line", [*COMMANDS, *(line for line in INLINE if line not in COMMANDS)])
+@pytest.mark.usefixtures("undrawn")
 def test_command_of_the_readme_runs(
     line: str, command: Callable[..., Ended], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +103,8 @@ def test_command_of_the_readme_runs(
         photos(tmp_path)
     if "shards" in line:
         shards(tmp_path)
+    if "resnet18.pth" in line:
+        torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     if "my_package" in line:
         own_package(tmp_path)
         monkeypatch.syspath_prepend(tmp_path)  # as Python does with the working directory
@@ -111,7 +118,7 @@ def test_readme_names_commands() -> None:
     assert len(COMMANDS) >= 5
 
 
-@pytest.mark.parametrize("code", [block for kind, block in BLOCKS if kind == "python"])
+@pytest.mark.parametrize("code", [block for kind, block in BLOCKS if kind == "python" and "runs/demo/latest" in block])
 def test_example_of_the_readme_runs(code: str, finished: Path) -> None:
     namespace: dict[str, Any] = {}
     exec(code.replace("runs/demo/latest", str(finished)), namespace)
@@ -120,18 +127,35 @@ def test_example_of_the_readme_runs(code: str, finished: Path) -> None:
 
 def test_targets_of_make_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"make ([a-z-]+)", README)):
+    for target in set(re.findall(r"make ([a-z-]+)", TEXT)):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"make {target}"
 
 
-def test_pictures_of_the_readme_exist() -> None:
-    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
-        assert (ROOT / path).is_file(), path
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert len(PAGES[ROOT / "README.md"].splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", PAGES[page]):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    for page in PAGES:
+        assert page.name == "README.md" or f"(docs/{page.name})" in PAGES[ROOT / "README.md"], page
+
+
+def test_the_layout_is_the_tree_as_built() -> None:
+    package = ROOT / "ssl" / "twoview"
+    rooms = re.findall(r"^  (\w+)/ +\S", PAGES[ROOT / "docs" / "layout.md"], flags=re.MULTILINE)
+    assert sorted(rooms) == sorted(path.name for path in package.iterdir() if (path / "__init__.py").exists())
 
 
 def test_options_of_the_readme_are_those_there_are() -> None:
     table = {
-        row[0]: set(re.findall(r"`([\w]+)`", row[1])) for row in re.findall(r"^\| `(\w+)` \| (`.*?) \|", README, re.M)
+        row[0]: set(re.findall(r"`([\w]+)`", row[1])) for row in re.findall(r"^\| `(\w+)` \| (`.*?) \|", TEXT, re.M)
     }
     for group in (path.name for path in (ROOT / "configs").iterdir() if path.is_dir()):
         assert table[group] == {path.stem for path in (ROOT / "configs" / group).glob("*.yaml")}, group
