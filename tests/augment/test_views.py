@@ -595,6 +595,30 @@ def test_a_compiler_that_fails_leaves_the_eager_way(
     ]
 
 
+@pytest.mark.parametrize("wrong", [math.nan, 5.0])
+def test_compiled_code_that_makes_other_views_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, info: Callable[[], list[str]], wrong: float
+) -> None:
+    """As torch's has been seen to do where code for another kind of CPU lay in its cache."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *args: function(*args) * wrong)
+    found, expected = (v(pixels(6), index(6), 0) for v in (two_views(compile=True), two_views(compile=False)))
+    assert found[0].equal(expected[0])
+    assert "augmentation stays eager: torch.compile failed with its views are other ones" in info()
+
+
+def test_each_kind_of_cpu_has_a_folder_for_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    folders = set()
+    for kind in ("AVX2", "AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda kind=kind: kind)
+        blocks._keep_code_apart()
+        folders.add(os.environ.pop("TORCHINDUCTOR_CACHE_DIR"))
+    assert len(folders) == 2
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    blocks._keep_code_apart()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
+
+
 # Input that is not what it should be
 
 

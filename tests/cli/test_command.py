@@ -150,8 +150,8 @@ BAD = [
     (["data.n_train=x"], [r"data\.n_train='x' is not a whole number"]),
     (["data.size=0"], [r"size"]),
     # data and checkpoints that there are not
-    (["data=image_folder", "data.root=nowhere"], [r"there is no folder nowhere", r"data\.root"]),
-    (["data=parquet", "data.root=nowhere"], [r"there is no folder nowhere", r"data\.root"]),
+    (["data=image_folder", "data.root=nowhere"], [r"there is no folder .*nowhere", r"data\.root"]),
+    (["data=parquet", "data.root=nowhere"], [r"there is no folder .*nowhere", r"data\.root"]),
     (["resume=nowhere/last.ckpt"], [r"there is no checkpoint nowhere/last\.ckpt"]),
     (["resume=3"], [r"resume=3 is not text|there is no checkpoint 3"]),
 ]
@@ -196,12 +196,12 @@ def put(path: Path, width: int = 8, height: int = 8) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("empty", r"no images in photos.*data\.root"),
+        ("empty", r"no images in .*photos.*data\.root"),
         ("mixed sizes", r"8 x 8 pixels.*9 x 7.*data\.size"),
         ("one image", r"photos has a single sample|batch_size=4 is larger than photos"),
         ("corrupt", r"2\.png cannot be (read|decoded)"),
         ("text", r"2\.png is not an image"),
-        ("a file", r"no images in photos"),
+        ("a file", r"no images in .*photos"),
     ],
 )
 @pytest.mark.parametrize("in_memory", ["auto", "false"])

@@ -142,7 +142,8 @@ TRUST = "trust=[toys]"
 OF_A_RUN = ("trainer=cpu", "batch_size=32", "epochs=2", "log_every_steps=1", "knn.every_epochs=1", "knn.k=5")
 VECTORS = (
     *(TRUST, "data=shapes", "data._target_=toys.vectors", "~data.n_train", "~data.n_test", "~data.size", "~data.seed"),
-    *("encoder=small", "encoder._target_=toys.Net", "~encoder.widths", "~encoder.channels", "+encoder.dim=8"),
+    *("encoder=small", "encoder._target_=toys.Net", "~encoder.widths", "~encoder.channels", "~encoder.weights"),
+    "+encoder.dim=8",
     *("augment=none", "+augment.ops.swap={_target_: toys.Swap, rate: 0.25}", "model.projector.hidden_dim=8", *OF_A_RUN),
 )
 PICTURES = (

@@ -77,7 +77,7 @@ def refuse_other_code(finished: Sequence[Job], settings: dict[str, Any], train: 
     """
     now = {"code": code_digest(), "data": data_digest(train)}
     known = [read_json(job.folder / RESULT).get("identity") or {} for job in finished]
-    unlike = mixed([*known, now], settings["axes"], but=("precision", "after", "test", "statistics"))
+    unlike = mixed([*known, now], settings["axes"], but=("precision", "after", "test", "statistics", "weights"))
     if finished and unlike and not settings["allow_changes"]:
         raise UserError(
             f"{len(finished)} runs of the study were made with other {' and '.join(unlike)} than there are now: delete "

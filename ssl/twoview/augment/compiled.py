@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _CACHE = 2**20  # bytes of a compiled block for each thread: the second-level cache of a core
 _EAGER = 2**21  # and of an eager one: each call costs microseconds, so larger blocks pay
+ALIKE = 0.01  # mean difference of views, in deviations, that rounding can explain
 _COMPILING_PAYS = 3e9  # numbers: at about 9 ns gained with each on two cores, more than the 20 s of compiling
 
 
@@ -76,20 +78,27 @@ class Policy:
 
 
 def translate(
-    policies: list[Policy], trial: Callable[[], object], mode: bool | Literal["auto"], ahead: int, device: torch.device
+    policies: list[Policy],
+    trial: Callable[[], tuple[Tensor, ...]],
+    mode: bool | Literal["auto"],
+    ahead: int,
+    device: torch.device,
 ) -> None:
     """Compiles policies where that is wished, or pays for the `ahead` numbers that the run has to augment. `trial`
-    makes views with them; if that fails they stay eager.
+    makes views with them; if that fails, or the views are other ones than before, they stay eager.
     """
     wanted, reason = _wanted(mode, ahead, device)
     if not wanted:
         log.log(logging.INFO if ahead else logging.DEBUG, "augmentation on %s: eager (%s)", device.type, reason)
         return
-    start = time.perf_counter()
+    _keep_code_apart()
+    eager, start = trial(), time.perf_counter()
     for policy in policies:
         policy.translate()
     try:
-        trial()
+        for view, expected in zip(trial(), eager, strict=True):
+            if not (view - expected).abs().mean() < ALIKE:  # NaN is no number below it
+                raise RuntimeError("its views are other ones")
     except UserError:
         raise
     except Exception as error:  # whatever a compiler may raise: there is a way without one
@@ -98,6 +107,15 @@ def translate(
         log.warning("augmentation stays eager: torch.compile failed with %s", str(error).strip().split("\n")[0])
         return
     log.info("augmentation on %s: compiled in %.1f s (%s)", device.type, time.perf_counter() - start, reason)
+
+
+def _keep_code_apart() -> None:
+    """Gives each kind of CPU a folder of its own for compiled code. torch takes what lies in one for another kind too,
+    as where machines share a folder, and such code has been seen to make NaN.
+    """
+    kind = torch.backends.cpu.get_cpu_capability().lower()
+    owner = os.getuid() if hasattr(os, "getuid") else "user"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{owner}_{kind}")
 
 
 def _wanted(mode: bool | Literal["auto"], ahead: int, device: torch.device) -> tuple[bool, str]:

@@ -17,7 +17,21 @@ from twoview.cli.program import spelled
 from twoview.errors import UserError
 
 # Keys that hold a path or the name of a file: their values are never numbers, lists or anything but text.
-TEXT = {"against", "ckpt", "dir", "folder", "out", "report", "resume", "root", "run", "tensorboard", "test", "train"}
+TEXT = {
+    "against",
+    "ckpt",
+    "dir",
+    "folder",
+    "out",
+    "report",
+    "resume",
+    "root",
+    "run",
+    "tensorboard",
+    "test",
+    "train",
+    "weights",
+}
 # Hydra's flags that take no value, and those that do.
 SWITCHES = {"--help", "-h", "--hydra-help", "--multirun", "-m", "--resolve", "--run", "-r", "--shell-completion", "-sc"}
 VALUED = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all"), "--package": (), "-p": ()}

@@ -13,7 +13,7 @@ def resnet18(
     stem: Literal["cifar", "imagenet"] = "cifar",
     zero_init_residual: bool = False,
     channels: int = 3,
-    weights: str | None = None,
+    weights: str = "random",
 ) -> nn.Module:
     """ResNet-18: h of 512 dimensions."""
     return start_from(
@@ -25,7 +25,7 @@ def resnet34(
     stem: Literal["cifar", "imagenet"] = "cifar",
     zero_init_residual: bool = False,
     channels: int = 3,
-    weights: str | None = None,
+    weights: str = "random",
 ) -> nn.Module:
     """ResNet-34: h of 512 dimensions."""
     return start_from(
@@ -37,7 +37,7 @@ def resnet50(
     stem: Literal["cifar", "imagenet"] = "cifar",
     zero_init_residual: bool = False,
     channels: int = 3,
-    weights: str | None = None,
+    weights: str = "random",
 ) -> nn.Module:
     """ResNet-50: h of 2048 dimensions."""
     return start_from(

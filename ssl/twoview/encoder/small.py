@@ -19,9 +19,7 @@ class Small(nn.Module):
     (`twoview.encoder.weights`).
     """
 
-    def __init__(
-        self, widths: Sequence[int] = (64, 128, 256, 512), channels: int = 3, weights: str | None = None
-    ) -> None:
+    def __init__(self, widths: Sequence[int] = (64, 128, 256, 512), channels: int = 3, weights: str = "random") -> None:
         super().__init__()
         if len(widths) != 4 or min(widths) < 1:
             raise UserError(f"encoder small needs four widths of at least 1, not {list(widths)}")

@@ -11,18 +11,19 @@ from twoview.errors import UserError, listed
 
 log = logging.getLogger(__name__)
 
+RANDOM = "random"
 COUNTERS = "num_batches_tracked"  # of batch normalisation: older files lack them, and nothing is computed from them
 
 
-def start_from(network: nn.Module, weights: str | None) -> nn.Module:
+def start_from(network: nn.Module, weights: str) -> nn.Module:
     """The network with the weights of a file (safetensors, or a state dict of torch's, alone or in a checkpoint) or of
-    a run's folder; None: as it is.
+    a run's folder; "random": as it is.
 
     Tensors are found by their names, behind whatever prefix they have there ("backbone.", "module.encoder_q."). What
     fits is taken, and all that does not is said. UserError where less than half of the network's parameters would come
     from there. Nothing in the file is executed.
     """
-    if weights is None:
+    if weights == RANDOM:
         return network
     path = _file(Path(weights).expanduser())
     there, here = _tensors(path), network.state_dict()

@@ -26,6 +26,7 @@ from twoview.cli.trust import is_defined_in_its_package, is_trusted, remedy, tru
 from twoview.data.demand import Shape
 from twoview.data.preprocess import Preprocess
 from twoview.encoder.frozen import Frozen
+from twoview.encoder.weights import RANDOM
 from twoview.errors import UserError
 from twoview.run.atomic import whole
 from twoview.run.folder import CHECKPOINT
@@ -232,7 +233,7 @@ def _first(error: Exception) -> str:
 def build_encoder(config: Mapping[str, Any]) -> nn.Module:
     """The encoder of a run's configuration, for weights of its own to be loaded into."""
     own = config["encoder"]
-    return instantiate_own(own | {"weights": None} if isinstance(own, dict) and own.get("weights") else own, "encoder")
+    return instantiate_own(own | {"weights": RANDOM} if isinstance(own, dict) and "weights" in own else own, "encoder")
 
 
 def instantiate_own(node: Any, section: str, /, **arguments: Any) -> Any:

@@ -229,7 +229,7 @@ def apart(*identities: Mapping[str, Any], but: Collection[str] = ()) -> list[str
     """
     unlike = []
     for part, what in BESIDE.items():
-        values = [identity.get(part) for identity in identities]
+        values = [identity.get(part, "" if part == "weights" else None) for identity in identities]  # mostly random
         if part not in but and (None in values or any(value != values[0] for value in values)):
             unlike.append(what)
     return unlike

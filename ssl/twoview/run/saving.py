@@ -152,10 +152,10 @@ class Checkpoints(pl.Callback):
             torch.manual_seed(self.config["seed"] + (rank << 32))
 
     def take_signals(self) -> None:
-        """From now on signals stop the run, not the process. One that is ignored (as by `nohup`) stays ignored."""
+        """From now on signals stop the run, not the process; but not a lost connection under `nohup`."""
         if threading.current_thread() is threading.main_thread():
-            for number in REASONS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
+            for number, reason in REASONS.items():
+                if reason != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN:
                     previous = signal.signal(number, self._on_signal)
                     self._previous.setdefault(number, previous)
 

@@ -15,6 +15,7 @@ from twoview.cli import schema
 from twoview.data.batches import TwoViewDataModule
 from twoview.data.set import SampleSet
 from twoview.encoder.frozen import digest
+from twoview.encoder.weights import RANDOM
 from twoview.errors import UserError
 from twoview.model.base import Begin, Method
 from twoview.run.checkpoint import STATE
@@ -64,9 +65,9 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
     views: TwoViews = schema.build(config["augment"], preprocess=train.preprocess, seed=config["seed"])
     data: TwoViewDataModule = schema.build(config["loader"], train=train, views=views)
     # A run that goes on has its weights from the checkpoint.
-    fresh = {"weights": None} if checkpoint is not None and config["encoder"].get("weights") else {}
-    encoder = schema.build(config["encoder"] | fresh)
-    weights = digest(encoder)[:12] if config["encoder"].get("weights") else ""
+    starts = config["encoder"].get("weights", RANDOM) != RANDOM
+    encoder = schema.build(config["encoder"] | ({"weights": RANDOM} if starts and checkpoint is not None else {}))
+    weights = digest(encoder)[:12] if starts else ""
     shapes = _view_shapes(encoder, config["encoder"].get("channels"), views, train)
     if config["channels_last"]:
         encoder = encoder.to(memory_format=torch.channels_last)
