@@ -40,6 +40,7 @@ def find(
     train: str | None = None,
     test: str | None = None,
     holdout: float | None = None,
+    quiet: bool = False,
 ) -> tuple[Part, Part | None]:
     """The train split and the test split, None where there is none, of the files with these suffixes at `root`: a
     folder of any depth, a zip or tar archive, or a list with one path a line.
@@ -47,7 +48,8 @@ def find(
     `train` and `test` name the folders of the splits; None: those with a customary name, if there are any. The first
     folder below that of a split is a class, and all deeper ones belong to it; without any folder the samples have no
     classes. `holdout`: the share of each class that becomes the test split where there is none. `what` the files hold
-    ("images"), for messages. UserError where there is nothing, or no such split.
+    ("images"), for messages. What is left out is said, unless `quiet`. UserError where there is nothing, or no such
+    split.
     """
     everything = tree(root, what)
     wanted = {name: file for name, file in everything.items() if name.lower().endswith(tuple(suffixes))}
@@ -58,7 +60,9 @@ def find(
             f"no {what} in {root} nor in its sub-folders (looked for {listed(list(suffixes), 8)}){there}: "
             f"set data.root to the folder of your {what}"
         )
-    place, of_train, of_test = _splits(root, list(wanted), train, test, what)
+    place, of_train, of_test, said = _splits(root, list(wanted), train, test, what)
+    if said and not quiet:
+        log.info("%s", said)
     own, other = (
         _part({name: file for name, file in wanted.items() if name.startswith(below)}, below)
         for below in (place if folder is None else f"{place}{folder}/" for folder in (of_train, of_test))
@@ -72,7 +76,7 @@ def find(
         keep, out = held_out(torch.zeros(len(own.names)) if labels is None else labels, holdout)
         parts = own.take(keep), own.take(out)
     beside = [name for name in wanted if name not in used]
-    if others or beside:
+    if (others or beside) and not quiet:
         reasons = [_by_suffix(others)] if others else []
         if beside:
             reasons.append(f"{len(beside):,} outside of the splits and classes ({listed(beside, most=3)})")
@@ -121,8 +125,10 @@ def _part(files: dict[str, Path | Blob], below: str) -> Part:
 
 def _splits(
     root: Path, names: list[str], train: str | None, test: str | None, what: str
-) -> tuple[str, str | None, str | None]:
-    """The folder in which the splits lie ("" or "a/b/"), and the names of their folders in it; None: no such folder."""
+) -> tuple[str, str | None, str | None, str]:
+    """The folder in which the splits lie ("" or "a/b/"), the names of their folders in it (None: no such folder), and
+    what is to be said of this choice.
+    """
     if train or test:
         has = [folder is not None and any(name.startswith(f"{folder}/") for name in names) for folder in (train, test)]
         if train and not has[0]:
@@ -131,7 +137,7 @@ def _splits(
             train = _known(names, "", TRAIN)[0] if _known(names, "", TRAIN) else None
             if has[1] and not train:
                 raise UserError(f"{root} has a folder {test!r} but no 'train': set data.train to that of your {what}")
-        return "", train, test if has[1] else (None if test else _labelled(names, "", _known(names, "", TEST)))
+        return "", train, test if has[1] else (None if test else _labelled(names, "", _known(names, "", TEST))), ""
     place = ""
     while True:
         trains, tests = _known(names, place, TRAIN), _known(names, place, TEST)
@@ -143,18 +149,16 @@ def _splits(
                 f"{root} has a folder {tests[0]!r} but no 'train': set data.train to that of your train {what}"
             )
         if len(tops) != 1 or any("/" not in name[len(place) :] for name in names if name.startswith(place)):
-            if trains or tests:
-                log.warning(
-                    "%s is taken for a class, like the folders beside it; data.train=... and data.test=... name splits",
-                    listed([*trains, *tests]),
-                )
-            return "", None, None
+            known = listed([*trains, *tests])
+            said = f"{known} is taken for a class, like the folders beside it; data.train=... names a split"
+            return "", None, None, said if known else ""
         place += f"{tops[0]}/"
     chosen = _labelled(names, place, tests)
-    if chosen is not None and (chosen.lower() not in ("test", "testing") or len(tests) > 1):
-        rest = [name for name in tests if name != chosen]
-        log.info("the test split is %s%s (data.test names another)", chosen, f", not {listed(rest)}" if rest else "")
-    return place, trains[0], chosen
+    if chosen is None or tests == ["test"]:
+        return place, trains[0], chosen, ""
+    rest = [name for name in tests if name != chosen]
+    more = f", not {listed(rest)}" if rest else ""
+    return place, trains[0], chosen, f"the test split is {chosen}{more} (data.test names another)"
 
 
 def _folders(names: list[str], place: str) -> list[str]:

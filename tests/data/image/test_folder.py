@@ -89,6 +89,8 @@ def test_hidden_files_and_junk_are_no_samples_and_all_else_left_out_is_said(
         f"5 of 6 files at {tmp_path} are left out: 2 .heic (a/1.HEIC), 1 without a suffix (README) and 1 .txt "
         "(a/notes.txt); 1 outside of the splits and classes (loose.png)"
     ) in caplog.text
+    assert image_folder(tmp_path, "test") is None
+    assert caplog.text.count("left out") == 1  # once for both splits
 
 
 def test_whatever_lies_deeper_belongs_to_the_first_folder(tmp_path: Path) -> None:

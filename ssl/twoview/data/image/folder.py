@@ -29,7 +29,7 @@ def image_folder(
     train.
     """
     root = Path(root).expanduser()
-    of_train, of_test = find(root, suffixes(), "images", train, test, holdout)
+    of_train, of_test = find(root, suffixes(), "images", train, test, holdout, quiet=split != "train")
     own = of_train if split == "train" else of_test
     if own is None:
         return None
