@@ -27,6 +27,10 @@ demo: $(STAMP) ## train SimCLR on built-in images and probe it: 4 minutes on 2 c
 	$(BIN)/python scripts/plot_run.py run=runs/demo/latest
 	@echo 'pictures: runs/demo/latest/views.png (what the model sees), runs/demo/latest/curves.png (how it learned)'
 
+demo-table: $(STAMP) ## train on Letter (TWOVIEW_DATA or data/ has it) and compare with what reads the raw columns: about 4 minutes on 2 cores
+	$(BIN)/python train.py experiment=letter hydra.run.dir=runs/demo/table
+	$(BIN)/python benchmarks/tables.py ckpt=runs/demo/table all=true out=runs/demo/table/tables.json
+
 ablation: $(STAMP) ## what colour distortion does, by 9 runs on built-in images: 11 minutes on 2 cores, no download
 	$(BIN)/python scripts/ablate_augment.py study=strength 'study.axes={augment.strength:[0,0.5,1.0]}' experiment=demo epochs=3 folder=runs/ablate/demo
 	@echo 'the report: runs/ablate/demo/report.html'
@@ -62,5 +66,5 @@ format: $(STAMP) ## put the source in the project's format
 clean: ## remove .venv and caches; runs and data stay
 	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo ablation test test-all test-oldest bench check format clean
+.PHONY: help setup demo demo-table ablation test test-all test-oldest bench check format clean
 .DEFAULT_GOAL := help

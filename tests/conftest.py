@@ -43,6 +43,7 @@ TINY = (
     "knn.every_epochs=1",
 )
 SOUNDS = ("data=fsdd", "data.seconds=0.16", "encoder.channels=1", "data.mel.bands=16")  # with `spoken` as data.root
+ROWS = ("data=table", "encoder=mlp", "encoder.inputs=23", "encoder.widths=[8,8]")  # with `rows` as data.root
 WORDS = {
     script: command for command, script in SCRIPTS.items()
 }  # commands by the name of their script, if it is another
@@ -160,4 +161,18 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
             columns["label"].append(row % 10)
             columns["speaker"].append(("george", "jackson", "theo")[row // 10 % 3])
         pq.write_table(pa.table(columns), folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table in two CSV files: two numbers, of which one is missing at times, and a category; two classes."""
+    folder, generator = tmp_path_factory.mktemp("tables"), np.random.default_rng(0)
+    for split, n in (("train", 80), ("test", 30)):
+        lines = ["size,age,town,label"]
+        for row in range(n):
+            age = "" if row % 10 == 3 else f"{generator.normal():.3f}"
+            town = ("Bern", "Basel", "Chur")[generator.integers(3)]
+            lines.append(f"{generator.normal() + 3 * (row % 2):.3f},{age},{town},{('no', 'yes')[row % 2]}")
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
     return folder

@@ -15,7 +15,7 @@ import hydra
 import pytest
 import torch
 import yaml
-from conftest import SOUNDS
+from conftest import ROWS, SOUNDS
 
 from twoview.cli import schema
 from twoview.cli.configs import CONFIGS, groups, options
@@ -125,18 +125,21 @@ def test_every_command_of_the_help_page_composes(compose: Compose) -> None:
         compose(*(re.sub(r"=([^\[,]+),.*", r"=\1", word) for word in words))
 
 
-def hears(augment: dict[str, Any]) -> bool:
-    """Whether a policy is for sounds."""
-    return any(".audio." in op["_target_"] for op in augment["ops"].values())
+def data_for(augment: dict[str, Any], request: pytest.FixtureRequest) -> list[str]:
+    """Overrides for small data, and an encoder, of the kind that a policy is for; none for images."""
+    kinds = {op["_target_"].split(".")[2] for op in augment["ops"].values()}
+    if "audio" in kinds:
+        return [*SOUNDS, f"data.root={request.getfixturevalue('spoken')}"]
+    if "table" in kinds:
+        return [*ROWS, f"data.root={request.getfixturevalue('rows')}"]
+    return []
 
 
 def shrunk(name: str, compose: Compose, request: pytest.FixtureRequest) -> list[str]:
     """Overrides under which an experiment is a matter of a second, its encoder, policy and optimizer as they are."""
     config = compose(f"experiment={name}")
-    if hears(config["augment"]):
-        words = [f"experiment={name}", *SOUNDS, f"data.root={request.getfixturevalue('spoken')}"]
-    else:
-        words = [f"experiment={name}", "data=shapes", "data.n_train=24", "data.n_test=10", "data.size=8"]
+    other = data_for(config["augment"], request)
+    words = [f"experiment={name}", *(other or ["data=shapes", "data.n_train=24", "data.n_test=10", "data.size=8"])]
     words += ["batch_size=16", "epochs=1", "loader.max_batches=1", "trainer=cpu", "log_every_steps=1"]
     if config["encoder"]["_target_"].endswith("resnet50"):  # a smaller one that takes the same keys
         words += ["encoder=resnet18", "model.projector.hidden_dim=64"]
@@ -174,8 +177,9 @@ def test_every_experiment_trains_resumes_and_is_probed(
 @pytest.mark.parametrize("option", options("encoder"))
 def test_every_encoder_gives_what_its_dim_says(compose: Compose, option: str) -> None:
     encoder = schema.build(compose(f"encoder={option}")["encoder"]).eval()
+    shape = (encoder.inputs,) if option == "mlp" else (3, 16, 16)
     with torch.no_grad():
-        assert encoder(torch.rand(2, 3, 16, 16)).shape == (2, encoder.dim)
+        assert encoder(torch.rand(2, *shape)).shape == (2, encoder.dim)
 
 
 @pytest.mark.parametrize("option", options("optimizer"))
@@ -183,9 +187,9 @@ def test_every_encoder_gives_what_its_dim_says(compose: Compose, option: str) ->
 def test_every_optimizer_and_policy_make_a_step(
     compose: Compose, tiny: list[str], tmp_path: Path, option: str, augment: str, request: pytest.FixtureRequest
 ) -> None:
-    if hears(compose(f"augment={augment}")["augment"]):
-        tiny = [word for word in tiny if not word.startswith("data")]
-        tiny += [*SOUNDS, f"data.root={request.getfixturevalue('spoken')}"]
+    if other := data_for(compose(f"augment={augment}")["augment"], request):
+        kept = ("data", "encoder.widths") if "encoder=mlp" in other else ("data",)
+        tiny = [*(word for word in tiny if not word.startswith(kept)), *other]
     words = [*tiny, f"optimizer={option}", f"augment={augment}", "optimizer.warmup_epochs=0", "loader.max_batches=1"]
     if augment == "simclr_imagenet":
         words.append("augment.ops.crop.size=20")

@@ -30,8 +30,8 @@ def find_splits(root: Path, train: str | None, test: str | None, label: str | No
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: set data.root to the folder of your Parquet files")
     given = sorted(path for path in root.rglob("*.parquet") if _visible(path.relative_to(root)))
-    of_train = _matching(root, train) if train else _called(root, given, TRAIN)
-    if not train and not of_train and not any(_called(root, given, (word,)) for word in TEST):
+    of_train = _matching(root, train) if train else called(root, given, TRAIN)
+    if not train and not of_train and not any(called(root, given, (word,)) for word in TEST):
         of_train = given  # one set without splits
     if not of_train:
         raise UserError(
@@ -40,7 +40,7 @@ def find_splits(root: Path, train: str | None, test: str | None, label: str | No
         )
     if test:
         return of_train, _matching(root, test)
-    splits = [files for word in TEST if (files := _called(root, given, (word,)))]
+    splits = [files for word in TEST if (files := called(root, given, (word,)))]
     return of_train, next((files for files in splits if label and _has_labels(files, label)), [*splits, []][0])
 
 
@@ -55,7 +55,7 @@ def _matching(root: Path, pattern: str) -> list[Path]:
         raise UserError(f"{pattern!r} in data.train or data.test is no file name or pattern below {root}") from None
 
 
-def _called(root: Path, files: Sequence[Path], words: Sequence[str]) -> list[Path]:
+def called(root: Path, files: Sequence[Path], words: Sequence[str]) -> list[Path]:
     """Those that have one of the words in their path below the root. UserError where they are of several sets."""
     found = [file for file in files if set(re.split(r"[^a-z]+", str(file.relative_to(root)).lower())) & set(words)]
     folders = {re.sub("|".join(words), "", str(file.parent.relative_to(root)).lower()) for file in found}
