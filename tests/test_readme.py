@@ -67,7 +67,7 @@ def shortened(script: str, words: list[str], run: Path) -> list[str]:
         return [*words, *few, "fractions=[1.0]", "k=[5]", "temperature=[0.1]", "strengths=[0.01]"]
     if script == "finetune":
         return [*words, "epochs=1", "label_fraction=0.5"]
-    if script == "verify_resume":  # tests/commands/test_verify.py
+    if script == "verify_resume" or "experiment=letter" in words:  # tests/commands/test_verify.py, tests/cli
         return [*words, "--cfg", "job"]
     if script == "selftest":
         return [*words, "devices=cpu", "world=1"]  # with more: tests/selftest/test_selftest.py
@@ -97,7 +97,14 @@ def test_command_of_the_readme_runs(
     script, *words = shlex.split(line)[1:]
     assert (ROOT / script).is_file()
     name = Path(script).stem
-    if name in ("runs", "battery", "soak", "reproduce", "run"):  # tests/run/test_runs.py, tests/faults
+    if name in (
+        "runs",
+        "battery",
+        "soak",
+        "reproduce",
+        "run",
+        "tables",
+    ):  # tests/run/test_runs.py, tests/faults, tests/test_tables_benchmark.py
         return
     if "photos" in line:
         photos(tmp_path)

@@ -15,7 +15,7 @@ class MLP(nn.Module):
     (`twoview.data.table.rows`). `weights`: what to start from (`twoview.encoder.weights`).
     """
 
-    def __init__(self, inputs: int, widths: Sequence[int] = (256, 256, 256), weights: str | None = None) -> None:
+    def __init__(self, inputs: int, widths: Sequence[int] = (256, 256, 256), weights: str = "random") -> None:
         super().__init__()
         if inputs < 1 or not widths or min(widths) < 1:
             raise UserError(f"encoder mlp needs inputs and widths of at least 1, not {inputs} and {list(widths)}")
