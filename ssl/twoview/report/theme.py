@@ -102,8 +102,9 @@ def render(plot: Plot, theme: Theme = LIGHT, form: str = "png", dpi: float = 200
 
 def write_plot(path: Path, plot: Plot, dpi: float = 200) -> None:
     """Writes a plot in light colours, whole or not at all, as the kind of file that its suffix names (none: PNG)."""
+    remedy = "name another file by out=..."
     try:
         data = render(plot, form=path.suffix.removeprefix(".") or "png", dpi=dpi)
     except ValueError as error:
-        raise UserError(f"cannot write {path}: {error}; name another file by out=...") from error
-    save(path, data)
+        raise UserError(f"cannot write {path}: {error}; {remedy}") from error
+    save(path, data, remedy)
