@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from twoview.cli.program import SCRIPTS, script_of
 from twoview.commands import run
 from twoview.train import pretrain
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` would have every process of the tests ignore it
 torch.set_num_threads(1)
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"  # for the processes that tests start
