@@ -10,15 +10,16 @@ Student's, of the mean over the draws: it holds for this run and this test split
 
 The last row is the paired difference of the first and the raw columns.
 
-Writes tables.json with every number.
+Writes tables.json with every number, the machine, versions and commit.
 """
 
-import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import record
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -81,6 +82,7 @@ def main() -> None:
     words = dict(word.partition("=")[::2] for word in sys.argv[1:])
     if not words.get("ckpt") or set(words) - {"ckpt", "labels", "draws", "all", "out"}:
         sys.exit(__doc__)
+    began, console = time.perf_counter(), Console()
     labels, draws = [int(count) for count in words.get("labels", "1,5,10").split(",")], int(words.get("draws", 5))
     own = subject({"ckpt": words["ckpt"], "encoder_of": "student", "device": "cpu", "seed": 0})
     raw = [own.encoder.preprocess.raw(part.samples) for part in (own.train, own.test)]
@@ -113,13 +115,13 @@ def main() -> None:
                 cell += f" [{100 * i.low:.1f}, {100 * i.high:.1f}]"
             cells.append(cell)
         table.add_row(name, *cells)
-    Console().print(table)
+    console.print(table)
     measure = "AUROC" if len(own.train.classes) == 2 else "accuracy"
     path = Path(words.get("out") or "tables.json")
     config = own.encoder.config
     config["data"].pop("root", None)  # of this machine
-    path.write_text(json.dumps({"run": config, "measure": measure, "scores": report}, indent=2) + "\n")
-    print(f"written to {path}")
+    result = {"run": config, "measure": measure, "scores": report}
+    record.write(path, result, began, {"scikit-learn": record.version("scikit-learn")}, console)
 
 
 if __name__ == "__main__":

@@ -105,8 +105,8 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
         refuse_other_steps(checkpoint, start, data.batches_per_epoch, config["epochs"])
     checkpoints.identity = identity.stored()
     checkpoints.claims = relevant(config) | {
-        "data": data_digest(train),
-        "code": code_digest(),
+        "data": identity.data,
+        "code": identity.code,
         "torch": str(torch.__version__),
         "step": 0 if checkpoint is None else checkpoint["global_step"],
         "processes": trainer.world_size,
