@@ -71,8 +71,10 @@ def test_a_network_of_torchvision_fits_and_what_does_not_is_said(
 
 
 class Evil:
+    """A pickle that leaves a file behind where it is executed."""
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return (open, ("/tmp/was-executed", "w"))
+        return (open, ("was executed", "w"))
 
 
 @pytest.mark.parametrize(
@@ -87,10 +89,14 @@ class Evil:
         (lambda path: torch.save(Small((8, 8, 8, 8)).state_dict(), path), "it is of another network"),
     ],
 )
-def test_what_are_no_weights_for_it_is_refused(make: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+def test_what_are_no_weights_for_it_is_refused(
+    make: Callable[[Path], Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     make(tmp_path / "weights.pth")
     with pytest.raises(UserError, match=rf"encoder\.weights=.*{message}"):
         start_from(small(), str(tmp_path / "weights.pth"))
+    assert not (tmp_path / "was executed").exists()
 
 
 def test_a_run_starts_from_another_goes_on_and_calls_its_start_untrained(
@@ -108,6 +114,9 @@ def test_a_run_starts_from_another_goes_on_and_calls_its_start_untrained(
     subject = Subject(second, None, None, torch.device("cpu"))  # type: ignore[arg-type]
     assert digest(subject.untrained().encoder) == digest(load_encoder(first).encoder)
     assert command("ckpt=second", "k=5", "baseline=true", name="knn").code == 0
+    error = command("resume=second", "epochs=2", "encoder.weights=third", "allow_changes=true").error
+    assert "encoder.weights=" in error
+    assert "is what a run starts from" in error
     shutil.rmtree(first)  # what the run has learned, it has
     assert command("resume=second", "epochs=2", "allow_changes=true").code == 0
     assert read_checkpoint(tmp_path / "second")["twoview"]["identity"]["weights"] == about["identity"]["weights"]

@@ -63,7 +63,7 @@ def _rival(study: Results, first: str) -> list[str]:
     if not behind:
         return []
     rival = max(behind, key=lambda arm: behind[arm].mean or 0.0)
-    return [f"The nearest to it is {rival}, behind by {_by(behind[rival])} points.".replace("  ", " ")]
+    return [f"The nearest to it is {rival}, behind by {_by(behind[rival])} points."]
 
 
 def _rank(study: Results, first: str) -> str:

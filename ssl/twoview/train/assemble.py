@@ -64,10 +64,7 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
     assert train is not None
     views: TwoViews = schema.build(config["augment"], preprocess=train.preprocess, seed=config["seed"])
     data: TwoViewDataModule = schema.build(config["loader"], train=train, views=views)
-    # A run that goes on has its weights from the checkpoint.
-    starts = config["encoder"].get("weights", RANDOM) != RANDOM
-    encoder = schema.build(config["encoder"] | ({"weights": RANDOM} if starts and checkpoint is not None else {}))
-    weights = digest(encoder)[:12] if starts else ""
+    encoder, weights = _encoder(config["encoder"], checkpoint)
     shapes = _view_shapes(encoder, config["encoder"].get("channels"), views, train)
     if config["channels_last"]:
         encoder = encoder.to(memory_format=torch.channels_last)
@@ -112,6 +109,24 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
         "processes": trainer.world_size,
     }
     return Assembly(config, stored, folder, start, data, model, meter, knn, checkpoints, trainer)
+
+
+def _encoder(section: dict[str, Any], checkpoint: dict[str, Any] | None) -> tuple[nn.Module, str]:
+    """The encoder, and the digest of the weights that it starts from; "" for random ones. A run that goes on has its
+    weights from the checkpoint: UserError where it is told to start from others.
+    """
+    named = section.get("weights", RANDOM)
+    if named == RANDOM:
+        return schema.build(section), ""
+    if checkpoint is None:
+        encoder = schema.build(section)
+        return encoder, digest(encoder)[:12]
+    if checkpoint["twoview"]["config"]["encoder"].get("weights") != named:
+        raise UserError(
+            f"encoder.weights={named} is what a run starts from, and this one goes on: leave it out, or start another "
+            "run in a folder of its own"
+        )
+    return schema.build(section | {"weights": RANDOM}), ""  # `follow` keeps the digest
 
 
 def _view_shapes(
