@@ -31,7 +31,7 @@ demo-table: $(STAMP) ## train on Letter (TWOVIEW_DATA or data/ has it) and compa
 	$(BIN)/python train.py experiment=letter hydra.run.dir=runs/demo/table
 	$(BIN)/python benchmarks/tables.py ckpt=runs/demo/table all=true out=runs/demo/table/tables.json
 
-ablation: $(STAMP) ## what colour distortion does, by 9 runs on built-in images: 11 minutes on 2 cores, no download
+ablation: $(STAMP) ## what colour distortion does, by 9 runs on built-in images, no download; its time on the present demo is not measured
 	$(BIN)/python scripts/ablate_augment.py study=strength 'study.axes={augment.strength:[0,0.5,1.0]}' experiment=demo epochs=3 folder=runs/ablate/demo
 	@echo 'the report: runs/ablate/demo/report.html'
 

@@ -17,6 +17,7 @@ from twoview.cli import schema
 from twoview.cli.configs import options
 from twoview.data.audio.mel import LogMel, Mel
 from twoview.data.image.pixels import Pixels
+from twoview.data.table.rows import TableRows
 from twoview.errors import UserError
 from twoview.model.base import Method
 from twoview.train import pretrain
@@ -77,7 +78,11 @@ def test_every_policy_can_lose_each_of_its_operations(compose: Compose_, augment
     """Also where the second view has another of that name, or has it alone."""
     words = ["data=shapes", f"augment={augment}"]
     config = compose(*words)
-    preprocess = LogMel(Mel(), [0.5] * 64, [0.5] * 64) if augment == "audio" else Pixels((0.5,) * 3, (0.5,) * 3)
+    others = {
+        "audio": LogMel(Mel(), [0.5] * 64, [0.5] * 64),
+        "table": TableRows([{"name": "x", "mean": 0.0, "std": 1.0, "edges": [0.0, 1.0]}]),
+    }
+    preprocess = others.get(augment, Pixels((0.5,) * 3, (0.5,) * 3))
     whole = schema.build(config["augment"], preprocess=preprocess).policies
     ops = list(dict.fromkeys(name for policy in whole for name in policy))
     steady = [name for name in ops if name == "mel"]  # a step from waves to spectrograms is no augmentation
