@@ -27,7 +27,7 @@ PACKAGES: dict[str, set[str]] = {
     "rng": {"torch"},
     "data": LOADERS | LIGHTNING,
     "augment": TORCH,
-    "encoder": TORCH | {"safetensors"},
+    "encoder": TORCH | {"safetensors", "timm"},
     "losses": {"torch"},
     "parallel": {"torch"},
     "optim": {"torch"},
@@ -45,6 +45,7 @@ EXTRAS = {
     "jinja2": "report",
     "scipy": "report",
     "sklearn": "dev",
+    "timm": "timm",
 }
 
 

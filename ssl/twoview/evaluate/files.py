@@ -33,7 +33,7 @@ def dim_of(network: nn.Module, images: SampleSet) -> int:
     try:
         with torch.inference_mode():
             return int(network(laid_out(images.fetch(torch.arange(1)), device)).shape[1])
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"the encoder does not fit {images.name}, whose samples have the shape {images.shape}: "
             f"{str(error).splitlines()[0]}"

@@ -19,8 +19,8 @@ class Muon(Optimizer):
     v <- momentum v + g;  u <- `orthogonalize`(g + momentum v);  w <- (1 - lr wd) w - lr sqrt(max(1, rows / columns))
     u. A convolution counts as a matrix with a row for each output channel. All singular values of an update are about
     1, so every direction of a layer learns at the same pace, which makes short runs much better. Vectors (biases and
-    norms) take plain Nesterov steps of `vector_lr` times lr. `half`: the dtype of `orthogonalize`'s products; None is
-    that of the gradients.
+    norms) and all of groups with `vectors=True` (tokens, positions) take plain Nesterov steps of `vector_lr` times lr,
+    without decay. `half`: the dtype of `orthogonalize`'s products; None is that of the gradients.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Muon(Optimizer):
         weight_decay: float = 0.0,
         vector_lr: float = 5.0,
         half: torch.dtype | None = None,
+        vectors: bool = False,
     ) -> None:
         if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0 or not 0 <= vector_lr < math.inf:
             raise UserError(
@@ -38,7 +39,8 @@ class Muon(Optimizer):
                 f"not {lr}, {momentum}, {weight_decay} and {vector_lr}"
             )
         self.half = half
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "vector_lr": vector_lr})
+        given = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "vector_lr": vector_lr}
+        super().__init__(params, given | {"vectors": vectors})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -57,24 +59,23 @@ class Muon(Optimizer):
             torch._foreach_mul_(buffers, momentum)
             torch._foreach_add_(buffers, gradients)
             updates = torch._foreach_add(gradients, buffers, alpha=momentum)
-            vectors = [(w, u) for w, u in zip(weights, updates, strict=True) if w.ndim <= 1]
+            pairs = list(zip(weights, updates, strict=True))
+            vectors = [(w, u) for w, u in pairs if group["vectors"] or w.ndim <= 1]
             if vectors:
                 own, change = zip(*vectors, strict=True)
                 torch._foreach_add_(own, change, alpha=-lr * group["vector_lr"])
-            for (rows, columns), pairs in _matrices(weights, updates).items():
-                directions = _directions([u.reshape(rows, columns) for _, u in pairs], self.half)
-                for (w, _), u in zip(pairs, directions, strict=True):
+            for (rows, columns), matrices in _matrices([] if group["vectors"] else pairs).items():
+                directions = _directions([u.reshape(rows, columns) for _, u in matrices], self.half)
+                for (w, _), u in zip(matrices, directions, strict=True):
                     w.mul_(1 - lr * group["weight_decay"])
                     w.add_(u.view_as(w), alpha=-lr * max(1, rows / columns) ** 0.5)
         return loss
 
 
-def _matrices(
-    weights: Sequence[Tensor], updates: Sequence[Tensor]
-) -> dict[tuple[int, int], list[tuple[Tensor, Tensor]]]:
+def _matrices(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[tuple[int, int], list[tuple[Tensor, Tensor]]]:
     """Weights of more than one dimension, with their updates, by their rows and columns."""
     found: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-    for w, u in zip(weights, updates, strict=True):
+    for w, u in pairs:
         if w.ndim > 1:
             found.setdefault((w.shape[0], w[0].numel()), []).append((w, u))
     return found

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import partial
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from twoview.errors import UserError
 from twoview.optim.lars import LARS
+from twoview.optim.muon import Muon
 from twoview.optim.role import Role
 
 
@@ -22,7 +23,8 @@ class Recipe:
     The learning rate is written per 256 samples of the global batch of B: `lr_scaling` `linear` multiplies it by B /
     256, `sqrt` by sqrt(B / 256) (SimCLR, appendix B.1: better for small batches and short runs), `none` leaves it.
     Each step's rate rises linearly over `warmup_epochs` and then follows half a cosine to 0.
-    `decay_bias_and_norm=False` exempts biases and normalisation layers from weight decay and from LARS's scaling.
+    `decay_bias_and_norm=False` exempts biases, normalisation layers and `undirected` weights from weight decay and from
+    LARS's scaling.
     """
 
     def __init__(
@@ -78,10 +80,11 @@ class Recipe:
         with_role = {parameter for role in roles for parameter in role.parameters}
         rest = Role([p for p in module.parameters() if p.requires_grad and p not in with_role])
         schedule = warmup_cosine(round(steps * self.warmup_epochs / max(epochs, 1)), steps)
+        apart = undirected(module)
         groups: list[dict[str, Any]] = []
         factors: list[Callable[[int], float]] = []
         for role in (rest, *roles):
-            for group in self._groups(role):
+            for group in self._groups(role, apart):
                 groups.append(group)
                 factors.append(partial(_factor, schedule=schedule, role=role))
         try:
@@ -95,17 +98,17 @@ class Recipe:
         optimizer.register_load_state_dict_pre_hook(_as_configured)
         return optimizer, Schedule(optimizer, factors)
 
-    def _groups(self, role: Role) -> list[dict[str, Any]]:
-        """The role's parameters as groups of the optimizer, by what decays."""
-        weights, biases_and_norms = split_parameters(role.parameters)
-        decay = self.weight_decay if role.decay else 0.0
-        if self.decay_bias_and_norm:
+    def _groups(self, role: Role, apart: Set[Tensor]) -> list[dict[str, Any]]:
+        """The role's parameters as groups of the optimizer, by what decays. `apart`: weights that count as vectors."""
+        weights, biases_and_norms = split_parameters(role.parameters, apart)
+        decay, function = self.weight_decay if role.decay else 0.0, _function(self.optimizer)
+        if self.decay_bias_and_norm and not (function is Muon and apart):
             groups: list[dict[str, Any]] = [{"params": weights + biases_and_norms, "weight_decay": decay}]
         else:
-            exempt: dict[str, Any] = {"params": biases_and_norms, "weight_decay": 0.0}
+            own = {LARS: {"adapt": False}, Muon: {"vectors": True}}.get(function, {})
             groups = [
                 {"params": weights, "weight_decay": decay},
-                exempt | ({"adapt": False} if _function(self.optimizer) is LARS else {}),
+                {"params": biases_and_norms, "weight_decay": 0.0, **own},
             ]
         return [group for group in groups if group["params"]]
 
@@ -168,10 +171,29 @@ def _can_fuse(optimizer: Callable[..., Optimizer]) -> bool:
     return "foreach" not in getattr(optimizer, "keywords", {}) and _takes(optimizer, "fused")
 
 
-def split_parameters(parameters: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Trainable parameters as (weights, biases and norms): the latter are those with a single dimension."""
+def undirected(module: nn.Module) -> set[Tensor]:
+    """Weights of several dimensions that are no maps from one space to another: rows of embeddings, and what modules
+    name in `no_weight_decay()`, as timm's do (tokens, positions).
+    """
+    found: set[Tensor] = set()
+    for part in module.modules():
+        if isinstance(part, nn.Embedding):
+            found.add(part.weight)
+        names = getattr(part, "no_weight_decay", None)
+        named = names() if callable(names) else ()
+        found |= {parameter for name, parameter in part.named_parameters() if name in named and parameter.ndim > 1}
+    return found
+
+
+def split_parameters(
+    parameters: Iterable[Tensor], apart: Set[Tensor] = frozenset()
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Trainable parameters as (weights, biases and norms): the latter have a single dimension, or are in `apart`."""
     trainable = [p for p in parameters if p.requires_grad]
-    return [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
+    return (
+        [p for p in trainable if p.ndim > 1 and p not in apart],
+        [p for p in trainable if p.ndim <= 1 or p in apart],
+    )
 
 
 def warmup_cosine(warmup: int, steps: int) -> Callable[[int], float]:

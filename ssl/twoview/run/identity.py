@@ -151,7 +151,8 @@ class Identity:
     `test` are the samples that its monitors score on, empty without such. `precision` is what `trainer.precision=auto`
     came to on the machine, `statistics` what `trainer.sync_batchnorm` did on so many devices. `after` names the run and
     step that a run with changes went on from; empty for a run that is the same from its start. `weights` are those that
-    the encoder started from, empty for random ones.
+    the encoder started from, empty for random ones. `package` is that of another that the encoder is from, with its
+    version.
     """
 
     config: str
@@ -162,6 +163,7 @@ class Identity:
     test: str = ""
     statistics: str = "global batch"
     weights: str = ""
+    package: str = ""
 
     @property
     def run_hash(self) -> str:
@@ -188,8 +190,8 @@ def follow(
     for name, what in (("data", "training samples differ"), ("test", "test samples differ"), ("code", "code differs")):
         if before.get(name) != getattr(identity, name):
             changes.append(f"the {what}")
-    for name, what in (("precision", "precision"), ("statistics", "batch statistics of")):
-        if before.get(name) != getattr(identity, name):
+    for name, what in (("precision", "precision"), ("statistics", "batch statistics of"), ("package", "encoder of")):
+        if before.get(name, "") != getattr(identity, name):
             changes.append(f"{what} {getattr(identity, name)} instead of {before.get(name)}")
     then = before.get("surroundings")
     then = then if isinstance(then, dict) else {}
@@ -219,6 +221,7 @@ BESIDE = {
     "statistics": "batch statistics",
     "after": "run gone on from",
     "weights": "weights started from",
+    "package": "package of the encoder",
 }
 
 
@@ -229,7 +232,8 @@ def apart(*identities: Mapping[str, Any], but: Collection[str] = ()) -> list[str
     """
     unlike = []
     for part, what in BESIDE.items():
-        values = [identity.get(part, "" if part == "weights" else None) for identity in identities]  # mostly random
+        nothing = "" if part in ("weights", "package") else None  # most runs have none of these
+        values = [identity.get(part, nothing) for identity in identities]
         if part not in but and (None in values or any(value != values[0] for value in values)):
             unlike.append(what)
     return unlike

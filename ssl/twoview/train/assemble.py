@@ -95,6 +95,7 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
         test=data_digest(knn.test) if knn else "",
         statistics=statistics_of(config["trainer"].get("sync_batchnorm", True), trainer.world_size),
         weights=weights,
+        package=getattr(encoder, "package", ""),
     )
     if checkpoint is not None and start is not None:
         identity = follow(identity, config, checkpoint, start, bool(config.get("allow_changes")))
@@ -146,7 +147,7 @@ def _view_shapes(
         try:
             with torch.no_grad():
                 h = encoder.eval()(view)
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:  # timm's networks assert their size
             raise UserError(
                 f"the encoder does not fit {train.name}, whose views have the shape {shape}: "
                 f"{str(error).splitlines()[0]}"

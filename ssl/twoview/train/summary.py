@@ -12,7 +12,7 @@ from twoview.train.assemble import Assembly
 def brief(run: Assembly) -> list[str]:
     """What a run is going to do, in a few lines."""
     config, model, data, trainer = run.config, run.model, run.data, run.trainer
-    encoder = config["encoder"]["_target_"].rpartition(".")[2]
+    encoder = config["encoder"].get("name") or config["encoder"]["_target_"].rpartition(".")[2]
     parameters = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     recipe, batch = model.recipe, config["batch_size"]
     share = (
