@@ -212,6 +212,7 @@ def test_the_size_can_be_another(finished: Path, command: Callable[..., Any]) ->
         (["ckpt={run}", "num_classes=0"], r"num_classes adds a classifier to format=torchvision: a number of at least"),
         (["ckpt={run}", "format=pt2", "encoder_of=teacher"], r"holds no teacher"),
         (["ckpt={run}", "format=pt2", "out=no/such/folder/x"], r"cannot write no/such/folder/x: No such file"),
+        (["ckpt={run}", "format=huggingface"], r"the encoder Small is not one of torchvision's networks; use format="),
         (["ckpt={run}", "format=pt2", "out={run}"], r"it is a folder; name another file by out="),
         (["ckpt={run}", "invented=1"], r"has no key 'invented'"),
     ],

@@ -1,4 +1,4 @@
-"""Takes the encoder out of a run, as a file that other software reads.
+"""Takes the encoder out of a run, as a file or folder that other software reads.
 
 The file is read back and its outputs are compared with the encoder's before it is put in place.
 """
@@ -17,7 +17,7 @@ from twoview.data.demand import Samples, Shape, shape_of, shape_words
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.subject import check_run, checkpoint_file, origin
-from twoview.run.atomic import replacing
+from twoview.run.atomic import filling, replacing
 from twoview.run.checkpoint import EncoderOf, instantiate_own, load_encoder
 from twoview.run.export import (
     GRAPHS,
@@ -27,6 +27,7 @@ from twoview.run.export import (
     write_safetensors,
     write_torchvision,
 )
+from twoview.run.hub import huggingface_code, write_huggingface
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ TOLERANCE = 1e-4  # of the largest absolute value of h: float32 in another order
 
 KEYS = {
     "ckpt": str | None,
-    "format": Literal["torchvision", "safetensors", "onnx", "torchscript", "pt2"],
+    "format": Literal["torchvision", "safetensors", "onnx", "torchscript", "pt2", "huggingface"],
     "encoder_of": EncoderOf,
     "num_classes": int | None,
     "size": int | None,
@@ -42,6 +43,7 @@ KEYS = {
 }
 
 SUFFIXES = {"torchvision": "pth", "safetensors": "safetensors", "onnx": "onnx", "torchscript": "pt", "pt2": "pt2"}
+FOLDER = "huggingface"  # beside the checkpoint
 
 
 def export_command(composed: DictConfig) -> int:
@@ -54,11 +56,13 @@ def export_command(composed: DictConfig) -> int:
     encoder = load_encoder(config["ckpt"], config["encoder_of"])
     path = Path(config["out"]).expanduser() if config["out"] else _default(config, encoder)
     samples = _examples(config["size"], encoder)
-    with replacing(path) as part, torch.no_grad():
+    with (filling if kind == "huggingface" else replacing)(path) as part, torch.no_grad():
         if kind == "torchvision":
             read_back = write_torchvision(encoder, part, config["num_classes"])
         elif kind == "safetensors":
             read_back = write_safetensors(encoder, part)
+        elif kind == "huggingface":
+            read_back = write_huggingface(encoder, part, checkpoint_file(config["ckpt"]), _is_student(config))
         else:
             if not isinstance(samples, Tensor):
                 raise UserError(f"format={kind} takes samples of one tensor, and these have several: use safetensors")
@@ -66,8 +70,8 @@ def export_command(composed: DictConfig) -> int:
         difference, scale = disagreement(encoder, read_back, samples)
         if not difference <= TOLERANCE * scale:  # NaN, too
             raise UserError(
-                f"the {kind} file is not kept: its outputs differ from the encoder's by up to {difference:.2g}, of "
-                f"values up to {scale:.2g}"
+                f"the {kind} {'folder' if kind == 'huggingface' else 'file'} is not kept: its outputs differ from the "
+                f"encoder's by up to {difference:.2g}, of values up to {scale:.2g}"
             )
     log.info("%s agrees with the encoder: largest difference %.1e, of values up to %.2g", path, difference, scale)
     for line in _usage(kind, encoder, path, shape_of(samples), config["num_classes"]):
@@ -90,15 +94,24 @@ def _examples(size: int | None, encoder: Frozen) -> Samples:
     return found
 
 
+def _is_student(config: dict[str, Any]) -> bool:
+    return config["encoder_of"] in ("student", "query")
+
+
 def _default(config: dict[str, Any], encoder: Frozen) -> Path:
     stem = architecture(encoder)[0] if config["format"] == "torchvision" else "encoder"
-    key = "_teacher" if config["encoder_of"] in ("teacher", "key") else ""
+    key = "" if _is_student(config) else "_teacher"
+    if config["format"] == "huggingface":
+        return checkpoint_file(config["ckpt"]).with_name(FOLDER + key)
     return checkpoint_file(config["ckpt"]).with_name(f"{stem}{key}.{SUFFIXES[config['format']]}")
 
 
 def _usage(kind: str, encoder: Frozen, path: Path, shape: Shape, num_classes: int | None) -> list[str]:
     """How the file is read."""
     batch = f"(B, {', '.join(map(str, shape))})" if isinstance(shape, tuple) else f"(B of {shape_words(shape)})"
+    if kind == "huggingface":
+        lines = [f"  {line}" for line in huggingface_code(encoder, str(path))]
+        return [f"{path / 'README.md'} is the model card; to load the network:", *lines]
     if kind == "torchvision":
         pixels: Any = encoder.preprocess
         return [

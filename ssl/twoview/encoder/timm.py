@@ -47,8 +47,8 @@ def timm_encoder(
     strides of the first layers away until the last maps are 4 times as large, `auto` until they are at least 4 x 4,
     `as_is` leaves them. Networks that are built for one size (vision transformers: `args={patch_size: 4}`) stay as they
     are. `pool` of vision transformers; `args` are passed on. The attribute `package` is timm with its version,
-    `changed` the attributes of layers that the stem has changed. UserError for whatever timm refuses, and for networks
-    whose output is no vector.
+    `arguments` what it was built with, `changed` the attributes of layers that the stem has changed. UserError for
+    whatever timm refuses, and for networks whose output is no vector.
     """
     if size is None:
         raise UserError("encoder=timm builds for one size: set encoder.size to the pixels of a side of the views")
@@ -110,12 +110,13 @@ def _create(name: str, size: int, given: dict[str, Any]) -> Any:
         raise UserError(f"encoder.name={name} is no network of timm {timm.__version__}.{hint}")
     try:
         try:
-            network = timm.create_model(name, img_size=size, **given)
+            network, own = timm.create_model(name, img_size=size, **given), {"img_size": size}
         except TypeError:
-            network = timm.create_model(name, **given)
+            network, own = timm.create_model(name, **given), {}
     except Exception as error:  # each of its networks raises kinds of its own
         values = ", ".join(f"{key}={value}" for key, value in given.items())
         raise UserError(f"encoder.name={name} cannot be built with size={size}, {values}: {_line(error)}") from error
+    network.arguments = {**given, **own}
     network.package = f"timm {timm.__version__}"
     return network
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from twoview.errors import UserError
 
@@ -62,6 +63,24 @@ def replacing(path: Path, remedy: str = "name another file by out=...") -> Itera
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
         raise UserError(f"cannot write {path}: {reason}; {remedy}") from error
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` to be filled; at the end of the block its files take their places there, after an
+    error it goes. UserError as `replacing`.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"cannot write {folder}: it is a file; name another folder by out=...")
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:80]}.") as part:
+            yield Path(part)
+            folder.mkdir(exist_ok=True)
+            for file in sorted(Path(part).iterdir()):
+                replace_durably(file, folder / file.name)
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UserError(f"cannot write {folder}: {reason}; name another folder by out=...") from error
 
 
 def save(path: Path, content: str | bytes, remedy: str = "make room, or give it a folder you may write") -> None:

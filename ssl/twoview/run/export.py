@@ -67,8 +67,12 @@ def architecture(encoder: Frozen) -> tuple[str, str]:
     module, _, name = str(about["_target_"]).rpartition(".")
     if module != "twoview.encoder.resnet" or not isinstance(encoder.preprocess, Pixels):
         raise UserError(
-            f"format=torchvision: the encoder {name} is not one of torchvision's networks; "
-            "use format=safetensors, onnx, torchscript or pt2"
+            f"the encoder {name} is not one of torchvision's networks; use format=safetensors, onnx, torchscript or pt2"
+        )
+    if about.get("channels", 3) != 3:
+        raise UserError(
+            f"torchvision's {name} is for 3 channels, this one for {about['channels']}; use format=safetensors, onnx, "
+            "torchscript or pt2"
         )
     return name, about.get("stem", "cifar")
 
@@ -151,9 +155,15 @@ GRAPHS: dict[str, Callable[[nn.Module, Tensor, Path, str], Function]] = {
 
 def torchvision_code(path: Path, name: str, stem: str, num_classes: int | None) -> list[str]:
     """The lines that load a file of `write_torchvision`."""
+    lines = without_classifier(name, stem, num_classes)
+    return [*lines, f"  model.load_state_dict(torch.load({str(path)!r}), strict=True)"]
+
+
+def without_classifier(name: str, stem: str, num_classes: int | None = None) -> list[str]:
+    """The lines that make torchvision's network with the stem; with `num_classes` it keeps its classifier."""
     lines = [f"  model = torchvision.models.{name}({'' if num_classes is None else f'num_classes={num_classes}'})"]
     if stem == "cifar":
         lines += ["  model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()"]
     if num_classes is None:
         lines += ["  model.fc = nn.Identity()  # gives h; or num_classes=K for a file with a classifier of zeros"]
-    return [*lines, f"  model.load_state_dict(torch.load({str(path)!r}), strict=True)"]
+    return lines
