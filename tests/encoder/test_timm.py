@@ -171,14 +171,12 @@ def test_tokens_and_positions_do_not_decay_and_are_vectors_to_muon() -> None:
     torch.testing.assert_close(position, before - 0.1 * 5 * 0.01 * 1.9)  # a Nesterov step at five times the rate
 
 
-def with_timm(tiny: list[str]) -> list[str]:
+def test_a_run_with_a_network_of_timm(
+    command: Command, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = [word for word in tiny if not word.startswith(("encoder", "data.size", "knn", "data.n_train"))]
     words += ["data.n_train=64", "data.size=32", "knn=null", "epochs=1", "hydra.run.dir=run"]
-    return [*words, "encoder=timm", "encoder.name=test_convnext"]
-
-
-def test_a_run_with_a_network_of_timm(command: Command, tiny: list[str], tmp_path: Path) -> None:
-    words = with_timm(tiny)
+    words += ["encoder=timm", "encoder.name=test_convnext"]
     ended = command(*words)
     assert ended.code == 0, ended.err
     assert "with test_convnext (" in ended.out
@@ -191,11 +189,5 @@ def test_a_run_with_a_network_of_timm(command: Command, tiny: list[str], tmp_pat
     assert "the encoder does not fit shapes, whose views have the shape (3, 32, 32)" in error
     error = command(*words, "augment=simclr_gray", "encoder.channels=1", "hydra.run.dir=other").error
     assert "views of shapes have 3 channels, and the encoder is for 1: set encoder.channels=3" in error
-
-
-def test_another_version_of_timm_is_another_run(
-    command: Command, tiny: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert command(*with_timm(tiny)).code == 0
     monkeypatch.setattr(timm, "__version__", "0.1")
-    assert "encoder of timm 0.1 instead of timm" in command("resume=run", "epochs=1").error
+    assert "encoder of timm 0.1 instead of timm" in command("resume=run").error
