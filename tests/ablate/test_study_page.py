@@ -1,6 +1,7 @@
 """Reports of made-up studies of every kind, whole, half done, and hostile."""
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -105,7 +106,7 @@ def metrics(top1: float) -> dict[str, Any]:
 
 def test_runs_that_differ_in_more_than_the_study_varies_are_refused(tmp_path: Path) -> None:
     who = {"data": "d", "test": "t", "code": "c", "precision": "32-true", "statistics": "global batch", "after": ""}
-    numbers = iter(range(100))
+    numbers = itertools.count()
 
     def on(part: str) -> Callable[[dict[str, Any]], None]:
         return lambda result: result.update(identity=who | {part: str(next(numbers))})
