@@ -14,7 +14,8 @@ from twoview.cli.program import spelled
 from twoview.data.demand import shape_words
 from twoview.encoder.frozen import Frozen
 from twoview.evaluate.classify.score import fingerprint
-from twoview.evaluate.subject import Subject, checkpoint_file
+from twoview.evaluate.subject import Subject
+from twoview.run.folder import checkpoint_file
 from twoview.run.identity import apart, differences
 from twoview.run.provenance import commit, machine, versions
 

@@ -8,8 +8,9 @@ from torch import nn
 from twoview.card.measures import OTHER, RUN, UNTRAINED
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
-from twoview.evaluate.subject import Subject, checkpoint_file, names_other_data
+from twoview.evaluate.subject import Subject, names_other_data
 from twoview.run.checkpoint import instantiate_own, load_projector
+from twoview.run.folder import checkpoint_file
 from twoview.run.identity import apart
 
 Network = tuple[Frozen, nn.Module | None]  # an encoder with its projection head, where the file holds one

@@ -22,9 +22,9 @@ from twoview.card.measures import RUN, Encoder, Judged
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.evaluate.features import extract
-from twoview.evaluate.subject import Subject, checkpoint_file, frozen
+from twoview.evaluate.subject import Subject, frozen
 from twoview.report.words import clock
-from twoview.run.folder import METRICS, read_metrics
+from twoview.run.folder import METRICS, checkpoint_file, read_metrics
 from twoview.watch.doctor import examine_run
 
 log = logging.getLogger(__name__)

@@ -57,6 +57,10 @@ def run(command: str, typed: Sequence[str] | None = None) -> None:
         )
 
     def task(given: Any) -> int:
+        if command != "runs" and isinstance(given.get("ckpt"), str):
+            from twoview.run.folder import checkpoint_file
+
+            checkpoint_file(given.ckpt)  # a mistyped path is told before torch is imported
         module = importlib.import_module(f"twoview.commands.{command}")
         code: int = getattr(module, f"{command}_command")(given)
         return code

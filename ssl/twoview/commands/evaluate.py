@@ -18,8 +18,9 @@ from twoview.cli.entry import plain
 from twoview.cli.schema import unknown_option
 from twoview.errors import UserError
 from twoview.evaluate.classify.labelled import check_strengths
-from twoview.evaluate.subject import Subject, checkpoint_file, names_other_data, subject
+from twoview.evaluate.subject import Subject, names_other_data, subject
 from twoview.report.words import clock
+from twoview.run.folder import checkpoint_file
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from twoview.cli.entry import plain
 from twoview.data.demand import Samples, Shape, shape_of, shape_words
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
-from twoview.evaluate.subject import check_run, checkpoint_file, origin
+from twoview.evaluate.subject import check_run, origin
 from twoview.run.atomic import filling, replacing
 from twoview.run.checkpoint import EncoderOf, instantiate_own, load_encoder
 from twoview.run.export import (
@@ -27,6 +27,7 @@ from twoview.run.export import (
     write_safetensors,
     write_torchvision,
 )
+from twoview.run.folder import checkpoint_file
 from twoview.run.hub import huggingface_code, write_huggingface
 
 log = logging.getLogger(__name__)

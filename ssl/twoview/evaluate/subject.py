@@ -23,7 +23,7 @@ from twoview.errors import UserError
 from twoview.evaluate.features import extract
 from twoview.rng import permutation
 from twoview.run.checkpoint import EncoderOf, instantiate_own, load_encoder
-from twoview.run.folder import CHECKPOINT
+from twoview.run.folder import checkpoint_file
 from twoview.run.provenance import commit, machine, versions
 
 log = logging.getLogger(__name__)
@@ -58,12 +58,6 @@ def device_of(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch finds no GPU on this machine; use device=cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def checkpoint_file(ckpt: str) -> Path:
-    """The file that `ckpt` names: a folder means the `last.ckpt` in it."""
-    path = Path(ckpt).expanduser()
-    return path / CHECKPOINT if path.is_dir() else path
 
 
 def result_path(config: Mapping[str, Any], stem: str, data: str, suffix: str = ".json") -> Path:

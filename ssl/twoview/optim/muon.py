@@ -1,7 +1,7 @@
 """Muon: momentum whose update of each weight matrix is orthogonalised."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from twoview.errors import UserError
 from twoview.optim.lars import momentum_buffer
+from twoview.parallel.devices import shared
 
 
 class Muon(Optimizer):
@@ -21,6 +22,9 @@ class Muon(Optimizer):
     1, so every direction of a layer learns at the same pace, which makes short runs much better. Vectors (biases and
     norms) and all of groups with `vectors=True` (tokens, positions) take plain Nesterov steps of `vector_lr` times lr,
     without decay. `half`: the dtype of `orthogonalize`'s products; None is that of the gradients.
+
+    In a distributed run all processes must hold the same gradients, as DDP leaves them: each orthogonalises its share
+    of the matrices, and all get the same bits.
     """
 
     def __init__(
@@ -64,28 +68,27 @@ class Muon(Optimizer):
             if vectors:
                 own, change = zip(*vectors, strict=True)
                 torch._foreach_add_(own, change, alpha=-lr * group["vector_lr"])
-            for (rows, columns), matrices in _matrices([] if group["vectors"] else pairs).items():
-                directions = _directions([u.reshape(rows, columns) for _, u in matrices], self.half)
-                for (w, _), u in zip(matrices, directions, strict=True):
-                    w.mul_(1 - lr * group["weight_decay"])
-                    w.add_(u.view_as(w), alpha=-lr * max(1, rows / columns) ** 0.5)
+            matrices = [] if group["vectors"] else [(w, u.flatten(1)) for w, u in pairs if w.ndim > 1]
+            for (w, _), u in zip(matrices, _directions([u for _, u in matrices], self.half), strict=True):
+                w.mul_(1 - lr * group["weight_decay"])
+                w.add_(u.view_as(w), alpha=-lr * max(1, u.shape[0] / u.shape[1]) ** 0.5)
         return loss
 
 
-def _matrices(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[tuple[int, int], list[tuple[Tensor, Tensor]]]:
-    """Weights of more than one dimension, with their updates, by their rows and columns."""
-    found: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-    for w, u in pairs:
-        if w.ndim > 1:
-            found.setdefault((w.shape[0], w[0].numel()), []).append((w, u))
-    return found
+def _directions(matrices: list[Tensor], half: torch.dtype | None) -> list[Tensor]:
+    """`orthogonalize` of matrices (rows, columns), which are the same on all processes. Each computes a share."""
+    costs = [u.numel() * min(u.shape) for u in matrices]
+    return shared(matrices, costs, lambda some: _orthogonal(some, half))
 
 
-def _directions(matrices: list[Tensor], half: torch.dtype | None) -> Sequence[Tensor]:
-    """`orthogonalize` of matrices of one shape."""
-    if matrices[0].device.type == "cpu":  # where a product of batches is slower than its parts
+def _orthogonal(matrices: list[Tensor], half: torch.dtype | None) -> list[Tensor]:
+    if not matrices or matrices[0].device.type == "cpu":  # where a product of batches is slower than its parts
         return [orthogonalize(matrix, half) for matrix in matrices]
-    return orthogonalize(torch.stack(matrices), half).unbind()  # a few large kernels for a GPU
+    found: dict[int, Tensor] = {}
+    for shape in {u.shape: None for u in matrices}:  # a few large kernels for a GPU
+        of = [number for number, u in enumerate(matrices) if u.shape == shape]
+        found.update(zip(of, orthogonalize(torch.stack([matrices[n] for n in of]), half), strict=True))
+    return [found[number] for number in range(len(matrices))]
 
 
 def orthogonalize(g: Tensor, half: torch.dtype | None = None, steps: int = 5) -> Tensor:

@@ -5,7 +5,7 @@ The global batch of n samples lies on W devices in W runs of neighbours, the fir
 (`torch.tensor_split`). On one device, and outside of a distributed run, every function is the identity.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -58,6 +58,32 @@ def mean(rows: Tensor) -> Tensor:
     n = torch.tensor(len(rows), device=rows.device)
     dist.all_reduce(n)
     return total(rows.sum(dim=0)) / n
+
+
+def shared(inputs: list[Tensor], costs: list[int], work: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
+    """`work(inputs)`, where all devices hold the same `inputs` and each computes a share of them, balanced by `costs`.
+
+    `work` gives for each tensor one of its shape and dtype that depends on no other. All devices get the same bits.
+    """
+    devices = world_size()
+    if devices == 1 or not inputs:
+        return work(inputs)
+    parts: list[list[int]] = [[] for _ in range(devices)]
+    loads = [0] * devices
+    for number in sorted(range(len(inputs)), key=lambda n: -costs[n]):  # the dearest first, to whom has least
+        least = loads.index(min(loads))
+        parts[least].append(number)
+        loads[least] += costs[number]
+    sizes = [[inputs[number].numel() for number in part] for part in parts]
+    longest = max(map(sum, sizes))  # what is exchanged has one shape everywhere
+    done = work([inputs[number] for number in parts[rank()]])
+    mine = torch.cat([*(x.flatten() for x in done), inputs[0].new_zeros(longest - sum(sizes[rank()]))])
+    every = [torch.empty_like(mine) for _ in range(devices)]
+    dist.all_gather(every, mine)
+    found: dict[int, Tensor] = {}
+    for part, size, flat in zip(parts, sizes, every, strict=True):
+        found |= dict(zip(part, flat[: sum(size)].split(size), strict=True))
+    return [found[number].view_as(x) for number, x in enumerate(inputs)]
 
 
 def refuse_disagreement(claims: Mapping[str, Any]) -> None:

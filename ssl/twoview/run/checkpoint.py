@@ -29,7 +29,7 @@ from twoview.encoder.frozen import Frozen
 from twoview.encoder.weights import RANDOM
 from twoview.errors import UserError
 from twoview.run.atomic import whole
-from twoview.run.folder import CHECKPOINT
+from twoview.run.folder import checkpoint_file
 from twoview.run.saving import FORMAT as FORMAT
 from twoview.run.saving import AtomicCheckpointIO as AtomicCheckpointIO
 from twoview.run.saving import Checkpoints as Checkpoints
@@ -59,11 +59,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The checkpoint in a file, or `last.ckpt` of a run folder. UserError for anything that is not one of twoview's,
     its subclass `Damaged` for a file whose checksums or structure are wrong.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        path = path / CHECKPOINT
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; give the last.ckpt of a run, or its folder")
+    path = checkpoint_file(path)
     damaged = Damaged(f"{path} cannot be read as a checkpoint: it is damaged, or not a checkpoint of twoview")
     if not _is_whole(path):
         raise damaged

@@ -22,6 +22,15 @@ PROBE = "linear_probe.json"
 TRAINING = (CONFIG, IDENTITY, METRICS, CHECKPOINT, SUMMARY, ENCODER)  # what training itself writes
 
 
+def checkpoint_file(ckpt: str | Path) -> Path:
+    """The file that `ckpt` names: a folder means the `last.ckpt` in it. UserError where there is none."""
+    path = Path(ckpt).expanduser()
+    path = path / CHECKPOINT if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; give the last.ckpt of a run, or its folder")
+    return path
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a `metrics.csv` without their empty cells. UserError where it is missing, damaged or has no row."""
     if not path.is_file():
