@@ -107,7 +107,7 @@ def one_device(rank: int, world: int, names: list[tuple[str, bool]], folder: str
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_losses_weights_and_queues_are_those_of_one_device(world: int, tmp_path: Path) -> None:
     names = [(name, mixed) for name in METHODS | EVEN for mixed in (False, True) if make(name).reads_share or not mixed]
     mp.spawn(one_device, args=(world, names, str(tmp_path)), nprocs=world)
@@ -179,7 +179,7 @@ def gathered(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_gathered_rows_and_global_batch_statistics(world: int, tmp_path: Path) -> None:
     mp.spawn(gathered, args=(world, str(tmp_path)), nprocs=world)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
