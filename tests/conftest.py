@@ -26,6 +26,8 @@ from twoview.train import pretrain
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` would have every process of the tests ignore it
 torch.set_num_threads(1)
+if not os.environ.get("TWOVIEW_DATA", "unset"):
+    del os.environ["TWOVIEW_DATA"]  # set to nothing is unset, as it is for the commands
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"  # for the processes that tests start
 

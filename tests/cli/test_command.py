@@ -245,6 +245,15 @@ def test_cifar_without_data_or_network_names_the_ways_out(
     assert nothing_left(tmp_path)
 
 
+def test_a_folder_of_data_that_is_set_to_nothing_is_unset(
+    tiny: list[str], command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`TWOVIEW_DATA=` in a shell would make /letter, at the root of the disk, of $TWOVIEW_DATA/letter."""
+    monkeypatch.setenv("TWOVIEW_DATA", "")
+    error = command("data=letter", "encoder=mlp", "augment=table", "trainer=cpu").error
+    assert "data/letter" in error
+
+
 # Resumption.
 
 

@@ -103,7 +103,7 @@ def test_all_processes_stop_and_save_when_one_is_asked_to(tmp_path: Path) -> Non
     words = [*SET[:-1], "epochs=3000", "augment.compile=false", *SMALL[:-2], "knn=null"]
     process = start(*words, *TWO, folder=tmp_path / "run")
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not (tmp_path / "run" / "last.ckpt").exists():
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < until
@@ -137,7 +137,7 @@ def test_a_rank_that_dies_ends_the_job(victim: str, tmp_path: Path) -> None:
     words.remove("knn.k=20")
     process = start(*words, *TWO, folder=tmp_path / "run")
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not (tmp_path / "run" / "last.ckpt").exists():  # the first epoch is over: both are at work
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < until

@@ -44,6 +44,8 @@ def run_command(name: str, task: Callable[[DictConfig], int | None], typed: Sequ
     debug = any(word.replace(" ", "").lower() in ("debug=true", "debug=1") for word in typed)
     _outlive_the_reader()
     quiet(debug)
+    if not os.environ.get("TWOVIEW_DATA", "unset"):
+        del os.environ["TWOVIEW_DATA"]  # a folder without a name would be the root of the disk
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra is to raise what it would print with a stack of its own
     hook = threading.excepthook
     try:
