@@ -184,6 +184,7 @@ SCRIPTS: dict[str, list[str]] = {
     "embed": [f"ckpt={RUN}", "out=out.npz"],
     "evaluate": [f"ckpt={RUN}", "out=card", "strengths=[0.01]", "k=[5]", "temperature=[0.1]", "fractions=[]"]
     + [f"{part}_images=0" for part in ("corruption", "quality", "invariance", "map")],
+    "explore": [f"ckpt={RUN}", "out=explore"],
     "export": [f"ckpt={RUN}", "format=safetensors", "out=out.safetensors"],
     "finetune": [f"ckpt={RUN}", "epochs=1", "label_fraction=0.5", "lr_per_256=[0.1]", "out=out.json"],
     "knn": [f"ckpt={RUN}", "out=out.json"],

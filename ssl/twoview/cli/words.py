@@ -23,6 +23,7 @@ TEXT = {
     "dir",
     "folder",
     "out",
+    "query",
     "report",
     "resume",
     "root",

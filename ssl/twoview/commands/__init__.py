@@ -14,6 +14,7 @@ COMMANDS = {
     "probe": "says how well a linear classifier does on its features:  twoview probe ckpt=<run>",
     "knn": "says the same of a vote of nearest neighbours",
     "evaluate": "puts everything that it is worth on one page",
+    "explore": "shows what is in a folder of images: near duplicates, outliers, what is like what",
     "finetune": "trains it on, with labels",
     "embed": "writes the features of a data set to a file",
     "export": "writes the encoder for other software: torchvision, ONNX, TorchScript, ...",

@@ -7,11 +7,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from twoview.cli.entry import plain
-from twoview.data.set import SampleSet
 from twoview.encoder.frozen import Frozen, digest
 from twoview.errors import UserError
 from twoview.evaluate.files import WRITERS, blocks_of, columns_of, dim_of
-from twoview.evaluate.subject import check_run, check_shape, device_of, loader_of, origin, result_path
+from twoview.evaluate.subject import Split, check_run, device_of, origin, result_path, sets_of
 from twoview.run.atomic import replacing
 from twoview.run.checkpoint import EncoderOf, load_encoder, load_projector
 
@@ -21,15 +20,13 @@ KEYS = {
     "ckpt": str | None,
     "format": Literal["npz", "parquet", "safetensors"],
     "out": str | None,
-    "split": Literal["train", "test", "both"],
+    "split": Split,
     "features": Literal["h", "z"],
     "encoder_of": EncoderOf,
     "batch_size": int,
     "device": Literal["auto", "cpu", "cuda"],
     "force": bool,
 }
-
-SPLITS = {"train": ["train"], "test": ["test"], "both": ["train", "test"]}
 
 
 def embed_command(composed: DictConfig) -> int:
@@ -43,7 +40,7 @@ def embed_command(composed: DictConfig) -> int:
     metadata = {"features": config["features"], **origin(config, encoder)}
     network = _network(encoder, config).to(device)
     before = digest(network)
-    sets = _sets(config, encoder)
+    sets = sets_of(config, encoder)
     first = next(iter(sets.values()))
     metadata |= {"data": first.name, "classes": list(first.classes)}
     shape = (sum(map(len, sets.values())), dim_of(network, first))
@@ -72,17 +69,3 @@ def _network(encoder: Frozen, config: dict[str, Any]) -> nn.Module:
     if projector is None:
         raise UserError("features=z: the method of this run has no head behind h; use features=h")
     return nn.Sequential(encoder, projector).eval()
-
-
-def _sets(config: dict[str, Any], encoder: Frozen) -> dict[str, SampleSet]:
-    """The splits, by name; labels are not needed."""
-    load = loader_of(config, encoder)
-    loaded = {split: load(split=split) for split in SPLITS[config["split"]]}
-    found = {split: images for split, images in loaded.items() if images is not None}
-    if not found:
-        raise UserError(f"the data have no {config['split']} split; use split=train")
-    if len(found) < len(loaded):
-        log.info("%s has no test split: these are the features of train", found["train"].name)
-    for images in found.values():
-        check_shape(encoder, images, config["force"])
-    return found

@@ -46,6 +46,9 @@ KEYS = {
 }
 
 
+Split = Literal["train", "test", "both"]
+
+
 def check_run(config: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
     """UserError for a value of a wrong type, and where `ckpt` names no run."""
     schema.check_keys(config, keys)
@@ -152,12 +155,30 @@ def loader_of(config: Mapping[str, Any], encoder: Frozen) -> Callable[..., Any]:
     """
     given = config.get("data") or {}
     if names_other_data(config):
+        shape = encoder.shape
+        if given.get("size", 0) is None and isinstance(shape, tuple) and len(shape) == 3 and shape[1] == shape[2]:
+            given = {**given, "size": None if config.get("force") else shape[1]}  # images come to the size of training
         schema.check(given, "data")
         return schema.build(given)
     own = OmegaConf.to_container(OmegaConf.merge(encoder.config["data"], given))
     if given:
         schema.check(own, "data")
     return instantiate_own(own, "data")
+
+
+def sets_of(config: Mapping[str, Any], encoder: Frozen) -> dict[str, SampleSet]:
+    """The splits that a command names (`split`, of its data or the run's), by name; labels are not needed."""
+    load = loader_of(config, encoder)
+    splits = ["train", "test"] if config["split"] == "both" else [config["split"]]
+    loaded = {split: load(split=split) for split in splits}
+    found = {split: images for split, images in loaded.items() if images is not None}
+    if not found:
+        raise UserError(f"the data have no {config['split']} split; use split=train")
+    if len(found) < len(loaded):
+        log.info("%s has no test split: these are the features of train", found["train"].name)
+    for images in found.values():
+        check_shape(encoder, images, config["force"])
+    return found
 
 
 def names_other_data(config: Mapping[str, Any]) -> bool:

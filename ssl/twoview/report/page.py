@@ -32,6 +32,15 @@ class Cell(NamedTuple):
     mark: str = ""
 
 
+class Thumbnail(NamedTuple):
+    """A small picture, a PNG or JPEG file (empty: none), with its name, a line in small print and a mark of `MARKS`."""
+
+    data: bytes
+    name: str
+    note: str = ""
+    mark: str = ""
+
+
 class Section:
     """A heading (none: the head of the page) and what stands below it, in the order of the calls."""
 
@@ -90,6 +99,14 @@ class Section:
         """PNG files, each under its name."""
         self._add("images", images=[(_uri("png", data), name) for data, name in images], alt=alt)
 
+    def galleries(self, groups: Sequence[tuple[str, Sequence[Thumbnail]]]) -> None:
+        """Groups of small pictures, each under its title (empty: none), as many beside each other as there is room."""
+        shown = [
+            (title, [(_uri(_kind(data), data) if data else "", *rest) for data, *rest in group])
+            for title, group in groups
+        ]
+        self._add("galleries", groups=shown)
+
     def code(self, text: str, name: str = "") -> None:
         """Commands or other text to be copied as it is; with a name it is folded away below it."""
         self._add("code", text=text, name=name)
@@ -125,6 +142,10 @@ class Page(Section):
 def _svg(plot: Plot, theme: Theme) -> str:
     drawn = render(plot, theme, "svg").replace(b"'system-ui'", b"system-ui")  # a keyword of CSS, not a font's name
     return _uri("svg+xml", drawn)
+
+
+def _kind(data: bytes) -> str:
+    return "jpeg" if data.startswith(b"\xff\xd8") else "png"
 
 
 def _uri(kind: str, data: bytes) -> str:

@@ -1,0 +1,115 @@
+"""`twoview explore`: answers about one's own images, from the features of a run's encoder."""
+
+import importlib.util
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from twoview.cli.entry import overrides, plain
+from twoview.cli.program import spelled
+from twoview.encoder.frozen import Frozen
+from twoview.errors import UserError
+from twoview.evaluate.files import blocks_of, dim_of
+from twoview.evaluate.subject import Split, check_run, device_of, frozen, names_other_data, sets_of
+from twoview.explore.gallery import Gallery
+from twoview.explore.make import explore, look_up, write_tables
+from twoview.explore.neighbours import Search
+from twoview.explore.page import compose
+from twoview.explore.queries import queries
+from twoview.report.words import clock
+from twoview.run.atomic import filling
+from twoview.run.checkpoint import EncoderOf, load_encoder
+from twoview.run.folder import checkpoint_file
+
+log = logging.getLogger(__name__)
+
+KEYS = {
+    "ckpt": str | None,
+    "query": str | list[str] | None,
+    "split": Split,
+    "k": int,
+    "duplicates": float,
+    "search": Search,
+    "encoder_of": EncoderOf,
+    "batch_size": int,
+    "device": Literal["auto", "cpu", "cuda"],
+    "force": bool,
+    "out": str | None,
+}
+TOLD = 5  # nearest images of a query that are printed
+
+
+def explore_command(composed: DictConfig) -> int:
+    """`twoview explore`."""
+    started = time.monotonic()
+    config = plain(composed)
+    _check(config)
+    encoder = load_encoder(config["ckpt"], config["encoder_of"])
+    sets = sets_of(config, encoder)
+    gallery = Gallery(sets)
+    asked, inside = queries(_words(config["query"]), encoder, gallery.names)
+    outside = Gallery({"query": asked}) if asked is not None else None
+    with frozen(encoder):
+        encoder.to(device_of(config["device"]))
+        features = _features(encoder, gallery, config)
+        of_queries = _features(encoder, outside, config) if outside is not None else features[:0]
+        encoder.to("cpu")
+    found = explore(gallery, features, config)
+    look_up(found, features, outside, of_queries, inside, config)
+    name = next(iter(sets.values())).name
+    page = compose(found, {"data": name, "encoder": _encoder(encoder), "command": spelled("explore", *overrides())})
+    folder = _folder(config, name)
+    with filling(folder) as part:
+        write_tables(part, found)
+        page.write(part / "explore.html")
+    for query in found.queries:
+        shown = list(zip(query.rows, query.similarity, strict=True))[:TOLD]
+        log.info("%s: %s", query.name, ", ".join(f"{gallery.names[row]} ({s:.3f})" for row, s in shown))
+    copies = sum(len(group.rows) for group in found.groups)
+    log.info("%s images, %s near duplicates in %s groups", f"{len(gallery):,}", f"{copies:,}", f"{len(found.groups):,}")
+    log.info("done in %s: %s", clock(time.monotonic() - started), folder / "explore.html")
+    return 0
+
+
+def _check(config: dict[str, Any]) -> None:
+    check_run(config, KEYS)
+    for key in ("batch_size", "k"):
+        if config[key] < 1:
+            raise UserError(f"{key}={config[key]} must be at least 1")
+    if not 0 < config["duplicates"] <= 1 or not math.isfinite(config["duplicates"]):
+        raise UserError(f"duplicates={config['duplicates']} is a likeness: above 0, and 1 for the same image")
+    if lacking := [name for name in ("jinja2", "scipy") if importlib.util.find_spec(name) is None]:
+        raise UserError(f"explore needs {' and '.join(lacking)}: pip install 'twoview[explore]'")
+    if config["search"] == "faiss" and importlib.util.find_spec("faiss") is None:
+        raise UserError("search=faiss needs faiss: pip install 'twoview[faiss]'; or use search=exact")
+
+
+def _words(query: str | list[str] | None) -> list[str]:
+    return [query] if isinstance(query, str) else list(query or [])
+
+
+def _features(encoder: Frozen, gallery: Gallery, config: dict[str, Any]) -> Tensor:
+    """float32 (N, D) on the device of the encoder."""
+    dim_of(encoder, next(iter(gallery.sets.values())))  # UserError for images that do not fit
+    blocks = list(blocks_of(encoder, gallery.sets, config["batch_size"]))
+    return torch.from_numpy(np.concatenate(blocks)).to(next(encoder.parameters()).device)
+
+
+def _encoder(encoder: Frozen) -> str:
+    run = encoder.config
+    method = str(run.get("model", {}).get("_target_", "")).rpartition(".")[2]
+    return f"the encoder of {run.get('name', 'a run')} ({method}, {encoder.dim} features)"
+
+
+def _folder(config: dict[str, Any], data: str) -> Path:
+    if config["out"]:
+        return Path(config["out"]).expanduser()
+    name = f"explore_{data}" if names_other_data(config) else "explore"
+    return checkpoint_file(config["ckpt"]).parent / name

@@ -1,0 +1,137 @@
+"""From features to answers: what of a set of images is there twice, what is odd, and what is like what."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twoview.errors import UserError
+from twoview.evaluate.classify.knn import Neighbours
+from twoview.explore import duplicates, neighbours, outliers, table
+from twoview.explore.gallery import Gallery
+from twoview.report.plots import ALIKE
+
+
+@dataclass(frozen=True)
+class Query:
+    """An image whose nearest were looked for, itself left out where it is one of the set."""
+
+    name: str
+    picture: bytes
+    rows: list[int]
+    similarity: list[float]
+
+
+@dataclass
+class Found:
+    """All that was found in the images of a gallery."""
+
+    gallery: Gallery
+    near: Neighbours  # of each image, itself left out
+    strangers: float  # mean cosine of two different images
+    limit: float  # cosine from which on two images are near duplicates
+    groups: list[duplicates.Group]
+    distance: Tensor  # (N,) to the k-th neighbour
+    deviation: Tensor  # (N,) of its logarithm
+    queries: list[Query] = field(default_factory=list)
+
+
+def explore(gallery: Gallery, features: Tensor, config: Mapping[str, Any]) -> Found:
+    """Looks through the features (N, D) of the images of a gallery. UserError for fewer than three images, and where
+    all are one and the same to the encoder.
+    """
+    if len(features) < 3:
+        raise UserError(f"there are {len(features)} images, and nothing can be said of fewer than 3")
+    strangers = neighbours.strangers(features)
+    if strangers > ALIKE:
+        raise UserError(
+            f"all images are the same to this encoder (mean cosine {strangers:.6f}): its training collapsed; "
+            "twoview doctor says why"
+        )
+    near = neighbours.others(features, config["k"], config["search"])
+    limit = strangers + config["duplicates"] * (1 - strangers)
+    distance = outliers.distances(near)
+    return Found(
+        gallery, near, strangers, limit, duplicates.groups(near, limit), distance, outliers.deviations(distance)
+    )  # fmt: skip
+
+
+def look_up(
+    found: Found,
+    features: Tensor,
+    outside: Gallery | None,
+    asked: Tensor,
+    inside: Sequence[str],
+    config: Mapping[str, Any],
+) -> None:
+    """Adds the nearest images of those `outside` the set, whose features are `asked` (Q, D), and of those `inside`, by
+    their names.
+    """
+    if outside is not None:
+        nearest = neighbours.search(features, asked, config["k"], config["search"])
+        for i, name in enumerate(outside.names):
+            rows, similarity = nearest.rows[i].tolist(), nearest.similarity[i].tolist()
+            found.queries.append(Query(name, outside.picture(i), rows, similarity))
+    for name in inside:
+        row = found.gallery.names.index(name)
+        rows, similarity = found.near.rows[row].tolist(), found.near.similarity[row].tolist()
+        found.queries.append(Query(name, found.gallery.picture(row), rows, similarity))
+
+
+def write_tables(folder: Path, found: Found) -> None:
+    """`images`: a row for each image. `neighbours`: for each image its nearest ones. `queries`: the same of queries."""
+    gallery, near = found.gallery, found.near
+    table.write(folder / "images", columns(found))
+    k = near.rows.shape[1]
+    table.write(
+        folder / "neighbours",
+        {
+            "name": [name for name in gallery.names for _ in range(k)],
+            "rank": list(range(1, k + 1)) * len(gallery),
+            "neighbour": [gallery.names[row] for row in near.rows.flatten().tolist()],
+            "similarity": near.similarity.flatten().tolist(),
+        },
+    )
+    if found.queries:
+        each = [
+            (q.name, n, *pair)
+            for q in found.queries
+            for n, pair in enumerate(zip(q.rows, q.similarity, strict=True), 1)
+        ]
+        table.write(
+            folder / "queries",
+            {
+                "query": [one[0] for one in each],
+                "rank": [one[1] for one in each],
+                "name": [gallery.names[one[2]] for one in each],
+                "similarity": [one[3] for one in each],
+            },
+        )
+
+
+def columns(found: Found) -> dict[str, Sequence[Any]]:
+    """What is known of each image."""
+    gallery, near = found.gallery, found.near
+    group: list[int | None] = [None] * len(gallery)
+    for number, one in enumerate(found.groups, start=1):
+        for row in one.rows:
+            group[row] = number
+    known: dict[str, Sequence[Any]] = {"name": gallery.names, "split": gallery.splits}
+    if gallery.classes:
+        known["label"] = [label or None for label in gallery.labels()]
+    return known | {
+        "nearest": [gallery.names[row] for row in near.rows[:, 0].tolist()],
+        "nearest_similarity": near.similarity[:, 0].tolist(),
+        "duplicate_group": group,
+        "distance": found.distance.tolist(),
+        "deviation": found.deviation.tolist(),
+        "outlier": (found.deviation > outliers.FAR).tolist(),
+    }
+
+
+def spread(n: int, count: int) -> list[int]:
+    """`count` rows of n, evenly apart."""
+    return torch.linspace(0, n - 1, min(n, count)).round().long().tolist()

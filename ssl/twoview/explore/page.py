@@ -1,0 +1,112 @@
+"""What was found as a page: `explore.html`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twoview.explore import outliers
+from twoview.explore.make import Found, spread
+from twoview.report.page import Page, Section, Thumbnail
+
+GROUPS, MEMBERS = 40, 12  # groups of near duplicates shown, and images of each
+ODD = 24  # outliers shown
+EXAMPLES, BESIDE = 8, 7  # images shown with their nearest, where nothing is asked; nearest images shown
+
+FOOT = (
+    "Similarity is the cosine of features, 1 for the same image. Likeness is the same on a scale on which two "
+    "different images have 0 on average, and an image with itself 1. All rows with the names of their files: "
+    "images.csv and neighbours.csv beside this page."
+)
+
+
+def compose(found: Found, about: Mapping[str, Any]) -> Page:
+    """`about`: what the head says (`data`, `encoder`), and the `command` that made the page."""
+    n = len(found.gallery)
+    page = Page(f"What is in {about['data']}", f"{n:,} images as {about['encoder']} sees them", FOOT)
+    _head(found, page)
+    if found.queries:
+        _queries(found, page.section("Nearest images"))
+    _duplicates(found, page.section("Near duplicates"))
+    _outliers(found, page.section("Outliers"))
+    if not found.queries:
+        _examples(found, page.section("Nearest images"), about)
+    page.section("Made by").code(about["command"])
+    return page
+
+
+def _head(found: Found, page: Page) -> None:
+    copies = sum(len(group.rows) for group in found.groups)
+    odd = int((found.deviation > outliers.FAR).sum())
+    page.numbers(
+        [
+            (f"{len(found.gallery):,}", "images"),
+            (f"{copies:,}", f"are near duplicates, in {_counted(len(found.groups), 'group')}"),
+            (f"{odd:,}", "far from all others"),
+        ]
+    )
+
+
+def _queries(found: Found, section: Section) -> None:
+    section.paragraph("Each image that was asked for, and then those of the set with the most similar features.")
+    shown = []
+    for query in found.queries:
+        beside = [_thumb(found, row, f"{s:.3f}") for row, s in zip(query.rows, query.similarity, strict=True)]
+        shown.append((query.name, [Thumbnail(query.picture, Path(query.name).name, "asked for", "best"), *beside]))
+    section.galleries(shown)
+
+
+def _duplicates(found: Found, section: Section) -> None:
+    if not found.groups:
+        section.paragraph(f"No two images have a cosine of {found.limit:.3f} or more: there are no near duplicates.")
+        return
+    section.paragraph(
+        f"Images with a cosine of at least {found.limit:.3f} to another (two different images: {found.strangers:.3f} "
+        "on average). The surest groups come first. Look before you delete: pictures of one scene can be as near as "
+        f"copies.{_rest(len(found.groups), GROUPS, 'groups')}"
+    )
+    section.galleries(
+        [
+            (
+                f"{number}: cosine {group.similarity:.3f}"
+                + (f", {MEMBERS} of {len(group.rows):,}" if len(group.rows) > MEMBERS else ""),
+                [_thumb(found, row) for row in group.rows[:MEMBERS]],
+            )
+            for number, group in enumerate(found.groups[:GROUPS], start=1)
+        ]
+    )
+
+
+def _outliers(found: Found, section: Section) -> None:
+    order = found.deviation.argsort(descending=True).tolist()
+    section.paragraph(
+        f"The images farthest from the others, by the distance to the nearest but {found.near.rows.shape[1] - 1}; in "
+        "small print how many robust deviations it lies above the median. Damaged and foreign files are here, and rare "
+        f"things. Beyond {outliers.FAR} a distance is extraordinary.{_rest(len(order), ODD, 'images')}"
+    )
+    section.galleries([("", [_thumb(found, row, f"{float(found.deviation[row]):+.1f}") for row in order[:ODD]])])
+
+
+def _examples(found: Found, section: Section, about: Mapping[str, Any]) -> None:
+    section.paragraph(
+        "Some images of the set, each followed by those with the most similar features: what is alike to the encoder. "
+        "For other images, in the set or not:"
+    )
+    section.code(f"{about['command']} query=<photo.jpg>")
+    shown = []
+    for row in spread(len(found.gallery), EXAMPLES):
+        similar = zip(found.near.rows[row].tolist(), found.near.similarity[row].tolist(), strict=True)
+        beside = [_thumb(found, other, f"{s:.3f}") for other, s in list(similar)[:BESIDE]]
+        shown.append(("", [_thumb(found, row, mark="best"), *beside]))
+    section.galleries(shown)
+
+
+def _thumb(found: Found, row: int, note: str = "", mark: str = "") -> Thumbnail:
+    return Thumbnail(found.gallery.picture(row), found.gallery.names[row], note, mark)
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def _rest(n: int, shown: int, what: str) -> str:
+    return f" Shown are {shown} of {n:,} {what}; images.csv has all." if n > shown else ""
