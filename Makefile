@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 OLDEST := .venv-oldest
 PIP    := -m pip install --quiet --disable-pip-version-check --progress-bar off
-EXTRAS := -e '.[parquet,plot,report,audio,joblib,export,timm,dev]'
+EXTRAS := -e '.[parquet,plot,report,audio,joblib,export,timm,play,dev]'
 PAIR    = $(shell sed -nE 's/^ *"(torch|torchvision)>=([0-9.]+)".*/\1==\2.*/p' pyproject.toml)
 
 help: ## this list

@@ -18,7 +18,7 @@ LOADERS = TORCH | {"numpy", "PIL", "pyarrow", "soundfile"}
 # The rooms in order: a module imports from its own room and from those above it in this list, never from one below.
 ROOMS = (
     *("errors", "rng", "data", "augment", "encoder", "losses", "parallel", "optim", "model", "cli", "run", "stats"),
-    *("report", "evaluate", "watch", "train", "card", "explore", "ablate", "selftest", "commands"),
+    *("report", "evaluate", "watch", "train", "card", "explore", "ablate", "play", "selftest", "commands"),
 )
 APART = {("card", "ablate"), ("ablate", "card")}  # two large readers of all that: neither imports the other
 # Packages from outside that the lower rooms may use, beside the standard library. Rooms without an entry may use any.
@@ -47,6 +47,7 @@ EXTRAS = {
     "scipy": "report",
     "sklearn": "explore",
     "timm": "timm",
+    "werkzeug": "play",
 }
 
 

@@ -84,7 +84,7 @@ def test_an_invented_key_outside_of_constructors_is_refused(compose: Compose, pl
 def test_scripts_have_configurations(compose: Compose, name: str) -> None:
     config = compose(name=name)
     assert config["debug"] is False
-    assert {"out", "folder"} & set(config)  # where the result goes
+    assert {"out", "folder", "port"} & set(config)  # where the result goes
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)

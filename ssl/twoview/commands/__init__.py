@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "writes the encoder for other software: torchvision, ONNX, TorchScript, ...",
     "ablate": "compares augmentations, or anything else, by whole runs and with statistics",
     "preview": "draws what an augmentation does",
+    "play": "opens a page on which augmentations are turned and both views seen at once",
     "plot": "draws the curves of a run",
     "doctor": "says whether a run is ill, and what to do",
     "runs": "lists the runs that there are, and what they differ in",
