@@ -46,6 +46,7 @@ EXTRAS = {
     "jinja2": "report",
     "scipy": "report",
     "sklearn": "explore",
+    "umap": "umap",
     "timm": "timm",
     "werkzeug": "play",
 }

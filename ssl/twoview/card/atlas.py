@@ -13,6 +13,7 @@ from torch import Tensor
 from twoview.card.measures import Encoder, Judged
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
+from twoview.evaluate.describe.components import principal
 from twoview.rng import permutation
 
 log = logging.getLogger(__name__)
@@ -89,20 +90,6 @@ def maps(judged: Judged) -> dict[str, list[Map]]:
         if (further := _neighbour_map(points, judged.config["seed"])) is not None:
             found[name].append(Map(*further, labels, "distances between groups mean little"))
     return found
-
-
-def principal(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first principal components (M, count) of rows (M, D), and all components' shares of the variance. Of the two
-    signs of a component the one is taken in which its largest coordinate is positive.
-    """
-    centred = x - x.mean(0)
-    _, values, axes = torch.linalg.svd(centred, full_matrices=False)
-    largest = axes.abs().argmax(1, keepdim=True)
-    axes = axes * axes.gather(1, largest).sign()
-    points = centred @ axes[:count].T  # (M, count)
-    points = F.pad(points, (0, max(0, 2 - points.shape[1])))
-    variance = values.square()
-    return points, variance / variance.sum().clamp_min(1e-300)
 
 
 def _neighbour_map(points: Tensor, seed: int) -> tuple[str, Tensor] | None:

@@ -18,10 +18,12 @@ from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.files import blocks_of, dim_of
 from twoview.evaluate.subject import Split, check_run, device_of, frozen, names_other_data, sets_of
+from twoview.explore.clusters import Method
 from twoview.explore.gallery import Gallery
 from twoview.explore.make import explore, look_up, write_tables
 from twoview.explore.neighbours import Search
 from twoview.explore.page import compose
+from twoview.explore.plane import Kind
 from twoview.explore.queries import queries
 from twoview.report.words import clock
 from twoview.run.atomic import filling
@@ -36,6 +38,10 @@ KEYS = {
     "split": Split,
     "k": int,
     "duplicates": float,
+    "clusters": int | None,
+    "method": Method,
+    "map": Kind,
+    "seed": int,
     "search": Search,
     "encoder_of": EncoderOf,
     "batch_size": int,
@@ -69,6 +75,9 @@ def explore_command(composed: DictConfig) -> int:
     with filling(folder) as part:
         write_tables(part, found)
         page.write(part / "explore.html")
+    if not found.queries:
+        for table in ("queries.csv", "queries.parquet"):
+            (folder / table).unlink(missing_ok=True)  # an earlier page's
     for query in found.queries:
         shown = list(zip(query.rows, query.similarity, strict=True))[:TOLD]
         log.info("%s: %s", query.name, ", ".join(f"{gallery.names[row]} ({s:.3f})" for row, s in shown))
@@ -85,10 +94,16 @@ def _check(config: dict[str, Any]) -> None:
             raise UserError(f"{key}={config[key]} must be at least 1")
     if not 0 < config["duplicates"] <= 1 or not math.isfinite(config["duplicates"]):
         raise UserError(f"duplicates={config['duplicates']} is a likeness: above 0, and 1 for the same image")
-    if lacking := [name for name in ("jinja2", "scipy") if importlib.util.find_spec(name) is None]:
+    if config["clusters"] is not None and config["clusters"] < 1:
+        raise UserError(f"clusters={config['clusters']} must be at least 1, or null: as many as there are")
+    if not 0 <= config["seed"] < 2**32:
+        raise UserError(f"seed={config['seed']} must lie in [0, 2^32)")
+    if lacking := [name for name in ("jinja2", "scipy", "sklearn") if importlib.util.find_spec(name) is None]:
         raise UserError(f"explore needs {' and '.join(lacking)}: pip install 'twoview[explore]'")
     if config["search"] == "faiss" and importlib.util.find_spec("faiss") is None:
         raise UserError("search=faiss needs faiss: pip install 'twoview[faiss]'; or use search=exact")
+    if config["map"] == "umap" and importlib.util.find_spec("umap") is None:
+        raise UserError("map=umap needs umap-learn: pip install 'twoview[umap]'; or use map=pca")
 
 
 def _words(query: str | list[str] | None) -> list[str]:

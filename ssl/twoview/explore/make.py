@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from twoview.errors import UserError
 from twoview.evaluate.classify.knn import Neighbours
-from twoview.explore import duplicates, neighbours, outliers, table
+from twoview.evaluate.describe.components import principal
+from twoview.explore import clusters, duplicates, neighbours, outliers, plane, table
 from twoview.explore.gallery import Gallery
 from twoview.report.plots import ALIKE
+
+COMPONENTS = 50  # principal components in which clusters and maps are looked for
+DENSE = 20  # of them for HDBSCAN: in more dimensions no region is dense
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class Found:
     groups: list[duplicates.Group]
     distance: Tensor  # (N,) to the k-th neighbour
     deviation: Tensor  # (N,) of its logarithm
+    clusters: clusters.Clusters
+    map: str  # the method that made the places
+    places: Tensor  # (N, 2)
     queries: list[Query] = field(default_factory=list)
 
 
@@ -54,9 +62,24 @@ def explore(gallery: Gallery, features: Tensor, config: Mapping[str, Any]) -> Fo
     near = neighbours.others(features, config["k"], config["search"])
     limit = strangers + config["duplicates"] * (1 - strangers)
     distance = outliers.distances(near)
+    points, _ = principal(F.normalize(features.double(), dim=1), COMPONENTS)
+    if config["method"] == "kmeans":
+        parts = clusters.kmeans(points, config["clusters"], config["seed"])
+    else:
+        parts = clusters.hdbscan(points[:, :DENSE], config["seed"])
+    method, places = plane.places(points, config["map"], config["seed"])
     return Found(
-        gallery, near, strangers, limit, duplicates.groups(near, limit), distance, outliers.deviations(distance)
-    )  # fmt: skip
+        gallery=gallery,
+        near=near,
+        strangers=strangers,
+        limit=limit,
+        groups=duplicates.groups(near, limit),
+        distance=distance,
+        deviation=outliers.deviations(distance),
+        clusters=parts,
+        map=method,
+        places=places,
+    )
 
 
 def look_up(
@@ -129,6 +152,9 @@ def columns(found: Found) -> dict[str, Sequence[Any]]:
         "distance": found.distance.tolist(),
         "deviation": found.deviation.tolist(),
         "outlier": (found.deviation > outliers.FAR).tolist(),
+        "cluster": [None if number < 0 else number + 1 for number in found.clusters.member.tolist()],
+        "x": found.places[:, 0].tolist(),
+        "y": found.places[:, 1].tolist(),
     }
 
 

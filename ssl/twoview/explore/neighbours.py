@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from twoview.errors import UserError
 from twoview.evaluate.classify.knn import Neighbours, nearest
 
 Search = Literal["exact", "faiss"]
@@ -16,15 +15,12 @@ LINKS, EFFORT = 32, 256  # of the HNSW graph: links of a point, points that are 
 
 def search(bank: Tensor, queries: Tensor, k: int, how: Search = "exact") -> Neighbours:
     """The `k` rows of the bank (N, D) nearest to each query (M, D), or all of a smaller bank. "faiss" walks a graph
-    (HNSW: Malkov & Yashunin 2018): it may miss some, in time that hardly grows with N. UserError where faiss is
-    missing.
+    (HNSW: Malkov & Yashunin 2018): it may miss some, in time that hardly grows with N.
     """
     if how == "exact":
         return nearest(bank, queries, k)
-    try:
-        import faiss
-    except ImportError as error:
-        raise UserError("search=faiss needs faiss: pip install 'twoview[faiss]'; or use search=exact") from error
+    import faiss
+
     k = min(k, len(bank))
     graph = faiss.IndexHNSWFlat(bank.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = graph.hnsw.efSearch = max(EFFORT, 2 * k)

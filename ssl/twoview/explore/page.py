@@ -1,15 +1,19 @@
 """What was found as a page: `explore.html`."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from twoview.explore import outliers
+from twoview.explore import clusters, outliers, plane
 from twoview.explore.make import Found, spread
 from twoview.report.page import Page, Section, Thumbnail
+from twoview.report.words import NBSP, percent
+from twoview.rng import permutation
 
 GROUPS, MEMBERS = 40, 12  # groups of near duplicates shown, and images of each
 ODD = 24  # outliers shown
+SHEETS, TYPICAL = 40, 16  # clusters shown, and images of each
 EXAMPLES, BESIDE = 8, 7  # images shown with their nearest, where nothing is asked; nearest images shown
 
 FOOT = (
@@ -28,6 +32,8 @@ def compose(found: Found, about: Mapping[str, Any]) -> Page:
         _queries(found, page.section("Nearest images"))
     _duplicates(found, page.section("Near duplicates"))
     _outliers(found, page.section("Outliers"))
+    _clusters(found, page.section("Clusters"))
+    _map(found, page.section("Map"))
     if not found.queries:
         _examples(found, page.section("Nearest images"), about)
     page.section("Made by").code(about["command"])
@@ -42,6 +48,7 @@ def _head(found: Found, page: Page) -> None:
             (f"{len(found.gallery):,}", "images"),
             (f"{copies:,}", f"are near duplicates, in {_counted(len(found.groups), 'group')}"),
             (f"{odd:,}", "far from all others"),
+            (f"{len(found.clusters.typical):,}", "clusters" if found.clusters.clear else "parts, no clear clusters"),
         ]
     )
 
@@ -84,6 +91,50 @@ def _outliers(found: Found, section: Section) -> None:
         f"things. Beyond {outliers.FAR} a distance is extraordinary.{_rest(len(order), ODD, 'images')}"
     )
     section.galleries([("", [_thumb(found, row, f"{float(found.deviation[row]):+.1f}") for row in order[:ODD]])])
+
+
+def _clusters(found: Found, section: Section) -> None:
+    parts = found.clusters
+    score = f"silhouette {parts.silhouette:.2f}".replace("-", "−")
+    if parts.method == "hdbscan":
+        alone = int((parts.member < 0).sum())
+        text = (
+            f"Dense regions of the features ({score}); {alone:,} of {len(parts.member):,} images lie in none of them."
+        )
+    elif parts.clear:
+        chosen = "the number with the highest silhouette" if parts.tried else "as many as were asked for"
+        text = f"Images that belong together, by k-means: {chosen} ({score})."
+    else:
+        text = (
+            f"These features have no clear clusters ({score}; below {clusters.STRUCTURE} there is no structure to "
+            "speak of): what follows is cut by k-means out of what is continuous. clusters=... asks for another number."
+        )
+    section.paragraph(
+        f"{text} The most typical images of each come first.{_rest(len(parts.typical), SHEETS, 'clusters')}"
+    )
+    labels, shown = found.gallery.labels(), []
+    for number, rows in enumerate(parts.typical[:SHEETS], start=1):
+        title = f"{number}: {_counted(len(rows), 'image')}"
+        known = Counter(labels[row] for row in rows if labels[row])
+        if known:
+            name, count = known.most_common(1)[0]
+            title += f", {percent(count / sum(known.values()), 0)}{NBSP}% {name}"
+        shown.append((title, [_thumb(found, row) for row in rows[:TYPICAL]]))
+    section.galleries(shown)
+
+
+def _map(found: Found, section: Section) -> None:
+    meaning = (
+        "the two directions in which features vary most"
+        if found.map != "UMAP"
+        else "neighbours stay together; distances between groups mean little"
+    )
+    section.paragraph(
+        f"All images by {found.map}: {meaning}. An image stands where there is room for it; dots are others. "
+        "images.csv has the places (x, y)."
+    )
+    order = permutation(len(found.gallery), 0, 0, "map").tolist()
+    section.picture(plane.picture(found.places, found.gallery, order), "The images on a map of their features")
 
 
 def _examples(found: Found, section: Section, about: Mapping[str, Any]) -> None:

@@ -99,6 +99,10 @@ class Section:
         """PNG files, each under its name."""
         self._add("images", images=[(_uri("png", data), name) for data, name in images], alt=alt)
 
+    def picture(self, data: bytes, alt: str) -> None:
+        """A PNG or JPEG file as wide as the page."""
+        self._add("picture", source=_uri(_kind(data), data), alt=alt)
+
     def galleries(self, groups: Sequence[tuple[str, Sequence[Thumbnail]]]) -> None:
         """Groups of small pictures, each under its title (empty: none), as many beside each other as there is room."""
         shown = [
