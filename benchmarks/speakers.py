@@ -10,16 +10,19 @@ one untrained, and the flat log-mel spectrogram, each with scikit-learn's logist
 are, on standardised features: of `labels` samples a class (drawn `draws` times) and of all. An interval is Student's,
 of the mean over all speakers.
 
-Writes speakers.json, with the commands and the accuracy of every speaker.
+Writes speakers.json, with the commands, the accuracy of every speaker, the seconds of every run, the machine, versions
+and commit.
 """
 
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import record
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -99,10 +102,10 @@ def main() -> None:
     others = [word for word in sys.argv[1:] if not word.startswith(own)]
     if not words.get("experiment") or not words.get("root"):
         sys.exit(__doc__)
-    speakers, console = names_of(Path(words["root"])), Console()
+    began, speakers, console = time.perf_counter(), names_of(Path(words["root"])), Console()
     folds, draws = int(words.get("folds", 3)), int(words.get("draws", 5))
     labels = [int(count) for count in words.get("labels", "1,5,10").split(",")]
-    commands, found = [], {}
+    commands, seconds, found = [], [], {}
     for fold in range(folds):
         out = speakers[fold * len(speakers) // folds : (fold + 1) * len(speakers) // folds]
         run = Path("runs/speakers") / words["experiment"] / "_".join(out)
@@ -113,6 +116,7 @@ def main() -> None:
             code = subprocess.run([sys.executable, str(ROOT / "train.py"), *command]).returncode
             if code:
                 sys.exit(code)
+        seconds.append(json.loads((run / "summary.json").read_text())["training_seconds"])
         for name, scores in judge(run, labels, draws).items():
             for count, shares in scores.items():
                 found.setdefault(name, {}).setdefault(count, {}).update({speakers[s]: v for s, v in shares.items()})
@@ -128,9 +132,8 @@ def main() -> None:
             name, *(f"{100 * i.mean:.1f} [{100 * i.low:.1f}, {100 * i.high:.1f}]" for i in intervals.values())
         )
     console.print(table)
-    path = Path(words.get("out") or "speakers.json")
-    path.write_text(json.dumps({"commands": commands, "accuracy": report}, indent=2) + "\n")
-    console.print(f"written to {path}")
+    result = {"commands": commands, "training_seconds": seconds, "accuracy": report}
+    record.write(Path(words.get("out") or "speakers.json"), result, began, {}, console)
 
 
 if __name__ == "__main__":

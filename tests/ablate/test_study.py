@@ -73,6 +73,21 @@ def test_leave_one_out_and_add_one(base: dict[str, Any]) -> None:
     assert [arm.name for arm in plan.arms] == ["the policy", "with more"]
 
 
+def test_an_operation_on_waves_is_added_before_there_are_spectrograms(compose: Compose_) -> None:
+    config = compose("data=fsdd", "augment=audio", "encoder.channels=1")
+    own = list(config["augment"]["ops"])
+    ops = {
+        "reverse": {"_target_": "twoview.augment.audio.waves.Reverse", "p": 0.5},
+        "more": {"_target_": "twoview.augment.audio.mask.TimeMask"},
+    }
+    _, reverse, more = AddOne("a", "", ops).plan(config).arms
+    at = own.index("mel")
+    for arm, expected in ((reverse, [*own[:at], "reverse", *own[at:]]), (more, [*own, "more"])):
+        found = compose("data=fsdd", "augment=audio", "encoder.channels=1", *arm.overrides)["augment"]["ops"]
+        assert list(found) == expected
+        assert {name: found[name] for name in own} == config["augment"]["ops"]
+
+
 @pytest.mark.parametrize("augment", options("augment"))
 def test_every_policy_can_lose_each_of_its_operations(compose: Compose_, augment: str) -> None:
     """Also where the second view has another of that name, or has it alone."""

@@ -187,7 +187,9 @@ class LeaveOneOut(Study):
 
 
 class AddOne(Study):
-    """The policy with one more operation, after its own. `ops` describes the operations by name."""
+    """The policy with one more operation, after its own. `ops` describes the operations by name. One on waves comes
+    before the policy makes spectrograms of them.
+    """
 
     def __init__(self, name: str, title: str, ops: dict[str, Any], seeds: int | list[int] = 3) -> None:
         super().__init__(name, title, seeds)
@@ -201,14 +203,31 @@ class AddOne(Study):
             if op in policy:
                 raise UserError(f"study.ops names {op!r}, which the policy has already; leave one of the two out")
         arms = [Arm("the policy", (), {"added": "nothing"})]
-        arms += [Arm(f"with {op}", (f"+augment.ops.{op}={value(how)}",), {"added": op}) for op, how in self.ops.items()]
+        arms += [Arm(f"with {op}", _with(base, op, how), {"added": op}) for op, how in self.ops.items()]
         return Plan("categories", [Axis("added", "added", ["nothing", *self.ops])], arms, "the policy")
+
+
+def _kind(how: Mapping[str, Any]) -> str | None:
+    """The kind of data that an operation changes."""
+    return getattr(found(how["_target_"]), "kind", None)
 
 
 def _turns(base: Base, op: str) -> bool:
     """Whether an operation makes another kind of data of what it gets."""
     node = base["augment"]["ops"].get(op)
     return node is not None and bool(getattr(found(node["_target_"]), "makes", ""))
+
+
+def _with(base: Base, op: str, how: Any) -> tuple[str, ...]:
+    """Overrides that add an operation: last, or before the step that turns its kind of data into another."""
+    own = base["augment"]["ops"]
+    kind = _kind(how)
+    step = next((name for name in own if _turns(base, name) and _kind(own[name]) == kind), None)
+    if step is None:
+        return (f"+augment.ops.{op}={value(how)}",)
+    at = list(own).index(step)
+    ops = dict([*list(own.items())[:at], (op, how), *list(own.items())[at:]])
+    return ("~augment.ops", f"+augment.ops={value(ops)}")
 
 
 def _operations(base: Base) -> list[str]:

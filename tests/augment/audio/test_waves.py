@@ -12,7 +12,7 @@ from torch import Tensor
 from twoview.augment.audio.mel import ToLogMel
 from twoview.augment.audio.noise import AddNoise
 from twoview.augment.audio.rate import PitchShift, Resample, TimeStretch, stretch, vocode
-from twoview.augment.audio.waves import Fade, Gain, TimeShift
+from twoview.augment.audio.waves import Fade, Gain, Reverse, TimeShift
 from twoview.augment.operation import BatchAugment
 from twoview.augment.views import TwoViews
 from twoview.data.audio.mel import LogMel, Mel
@@ -50,6 +50,7 @@ ALL: list[Any] = [
     TimeShift(0.9),
     Fade(),
     Fade(1.0),
+    Reverse(),
     AddNoise(p=1.0),
     Resample((0.5, 2.0)),
     TimeStretch((0.5, 2.0), n_fft=256, p=1.0),
@@ -131,6 +132,15 @@ def test_fades_are_torchaudios() -> None:
         begin, end = (int(length * s) for s in share[row].tolist())
         theirs = peer.Fade(begin, end, fade_shape="linear")(x["wave"][row, :length])
         torch.testing.assert_close(out["wave"][row, :length], theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_clip_is_reversed_within_its_length_and_twice_is_as_it_was() -> None:
+    original = sound()
+    op = Reverse()
+    found = op(original, draw())
+    for wave, expected, length in zip(found["wave"], original["wave"], LENGTHS.tolist(), strict=True):
+        assert wave[:length].equal(expected[:length].flip(0))
+    assert op(found, draw())["wave"].equal(original["wave"])
 
 
 def test_noise_is_torchaudios_at_its_ratio() -> None:

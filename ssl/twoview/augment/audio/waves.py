@@ -86,6 +86,20 @@ class Fade(WaveAugment):
         return {"wave": wave * volume, "length": length}
 
 
+class Reverse(WaveAugment):
+    """The clip from its end to its beginning: what is said is lost. To be found harmful by a study, as a 6 made into a
+    9 is.
+    """
+
+    def sample(self, draw: Draw, n: int, shape: Shape) -> Params:
+        return {}
+
+    def apply(self, sound: Sound, params: Params) -> Sound:
+        wave, length = sound["wave"], sound["length"]
+        source = length[:, None] - 1 - torch.arange(wave.shape[1], device=wave.device)  # (B, T)
+        return {"wave": torch.where(source >= 0, wave.gather(1, source.clamp(min=0)), 0), "length": length}
+
+
 def ramp(at: Tensor, samples: Tensor) -> Tensor:
     """0 at the first of `samples` (B,), 1 at the last of them and from there on: (B, T)."""
     rising = at / (samples[:, None] - 1).clamp(min=1)
