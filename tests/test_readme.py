@@ -112,6 +112,8 @@ def test_command_of_the_readme_runs(
         pytest.importorskip("timm", reason="the extra `timm` is not installed")
     if "photos" in line:
         photos(tmp_path)
+    if "labels.csv" in line:
+        (tmp_path / "labels.csv").write_text("name,label\n0.png,cat\n1.png,dog\n")
     if "shards" in line:
         shards(tmp_path)
     if "resnet18.pth" in line:

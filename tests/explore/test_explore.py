@@ -156,3 +156,29 @@ def test_a_few_pixels_are_enlarged_as_they_are_and_many_reduced() -> None:
     assert np.array_equal(np.unique(np.asarray(png)), [0, 255])
     jpeg = Image.open(io.BytesIO(thumbnail(torch.rand(1, 200, 100))))
     assert (jpeg.format, jpeg.size, jpeg.mode) == ("JPEG", (56, 112), "RGB")
+
+
+def test_a_few_labels_become_suggestions_and_a_list_to_go_on_with(own: Path, command: Command) -> None:
+    """Warm discs have even numbers. The list that the page asks to fill in is taken back as it is."""
+    assert command(f"ckpt={own}", "next=4", name="explore").code == 0
+    asked = rows(own / "explore" / "to_label.csv")
+    assert [set(row) for row in asked] == [{"name", "label"}] * 4
+    assert {
+        row["name"]: int(row["label_next"]) for row in rows(own / "explore" / "images.csv") if row["label_next"]
+    } == {row["name"]: rank for rank, row in enumerate(asked, start=1)}
+    known = {f"{i:02}.png": ("warm", "cold")[i % 2] for i in range(10)}
+    Path("few labels.csv").write_text("name,label\n" + "".join(f"{name},{label}\n" for name, label in known.items()))
+    ended = command(f"ckpt={own}", "labels=few labels.csv", "next=3", name="explore")
+    assert ended.code == 0, ended.err
+    images = rows(own / "explore" / "images.csv")
+    assert {row["name"]: row["given"] for row in images if row["given"]} == known
+    right = [
+        row["suggestion"] == ("warm", "cold")[int(row["name"][:2]) % 2] for row in images if row["name"][0].isdigit()
+    ]
+    assert sum(right) > 0.9 * N
+    assert all(0.5 <= float(row["certainty"]) <= 1 for row in images)
+    again = rows(own / "explore" / "to_label.csv")
+    assert {row["name"]: row["label"] for row in again if row["label"]} == known
+    assert len(again) == len(known) + 3
+    assert "Suggested labels" in (own / "explore" / "explore.html").read_text()
+    assert command(f"ckpt={own}", f"labels={own}/explore/to_label.csv", name="explore").code == 0

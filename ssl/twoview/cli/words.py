@@ -22,6 +22,7 @@ TEXT = {
     "ckpt",
     "dir",
     "folder",
+    "labels",
     "out",
     "query",
     "report",

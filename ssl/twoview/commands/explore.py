@@ -18,6 +18,7 @@ from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.files import blocks_of, dim_of
 from twoview.evaluate.subject import Split, check_run, device_of, frozen, names_other_data, sets_of
+from twoview.explore import labels
 from twoview.explore.clusters import Method
 from twoview.explore.gallery import Gallery
 from twoview.explore.make import explore, look_up, write_tables
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 KEYS = {
     "ckpt": str | None,
     "query": str | list[str] | None,
+    "labels": str | None,
+    "next": int,
     "split": Split,
     "k": int,
     "duplicates": float,
@@ -61,17 +64,18 @@ def explore_command(composed: DictConfig) -> int:
     sets = sets_of(config, encoder)
     gallery = Gallery(sets)
     asked, inside = queries(_words(config["query"]), encoder, gallery.names)
+    given = labels.read(Path(config["labels"]).expanduser(), gallery.names) if config["labels"] else {}
     outside = Gallery({"query": asked}) if asked is not None else None
     with frozen(encoder):
         encoder.to(device_of(config["device"]))
         features = _features(encoder, gallery, config)
         of_queries = _features(encoder, outside, config) if outside is not None else features[:0]
         encoder.to("cpu")
-    found = explore(gallery, features, config)
+    found = explore(gallery, features, given, config)
     look_up(found, features, outside, of_queries, inside, config)
     name = next(iter(sets.values())).name
-    page = compose(found, {"data": name, "encoder": _encoder(encoder), "command": spelled("explore", *overrides())})
     folder = _folder(config, name)
+    page = compose(found, {"data": name, "encoder": _encoder(encoder), **_lines(folder)})
     with filling(folder) as part:
         write_tables(part, found)
         page.write(part / "explore.html")
@@ -89,9 +93,9 @@ def explore_command(composed: DictConfig) -> int:
 
 def _check(config: dict[str, Any]) -> None:
     check_run(config, KEYS)
-    for key in ("batch_size", "k"):
-        if config[key] < 1:
-            raise UserError(f"{key}={config[key]} must be at least 1")
+    for key, least in (("batch_size", 1), ("k", 1), ("next", 0)):
+        if config[key] < least:
+            raise UserError(f"{key}={config[key]} must be at least {least}")
     if not 0 < config["duplicates"] <= 1 or not math.isfinite(config["duplicates"]):
         raise UserError(f"duplicates={config['duplicates']} is a likeness: above 0, and 1 for the same image")
     if config["clusters"] is not None and config["clusters"] < 1:
@@ -104,6 +108,17 @@ def _check(config: dict[str, Any]) -> None:
         raise UserError("search=faiss needs faiss: pip install 'twoview[faiss]'; or use search=exact")
     if config["map"] == "umap" and importlib.util.find_spec("umap") is None:
         raise UserError("map=umap needs umap-learn: pip install 'twoview[umap]'; or use map=pca")
+
+
+def _lines(folder: Path) -> dict[str, str]:
+    """The line that made the page, and those that ask for more, to be typed."""
+    words = overrides()
+    rest = [word for word in words if not word.startswith(("query=", "labels="))]
+    return {
+        "command": spelled("explore", *words),
+        "search": spelled("explore", *rest, "query=<value>"),
+        "labels": spelled("explore", *rest, f"labels={folder / 'to_label.csv'}"),
+    }
 
 
 def _words(query: str | list[str] | None) -> list[str]:

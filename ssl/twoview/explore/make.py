@@ -12,7 +12,7 @@ from torch import Tensor
 from twoview.errors import UserError
 from twoview.evaluate.classify.knn import Neighbours
 from twoview.evaluate.describe.components import principal
-from twoview.explore import clusters, duplicates, neighbours, outliers, plane, table
+from twoview.explore import clusters, duplicates, labels, neighbours, outliers, plane, table
 from twoview.explore.gallery import Gallery
 from twoview.report.plots import ALIKE
 
@@ -44,12 +44,14 @@ class Found:
     clusters: clusters.Clusters
     map: str  # the method that made the places
     places: Tensor  # (N, 2)
+    suggestions: labels.Suggestions | None  # where some files have labels
+    next: list[int]  # rows most worth labelling
     queries: list[Query] = field(default_factory=list)
 
 
-def explore(gallery: Gallery, features: Tensor, config: Mapping[str, Any]) -> Found:
-    """Looks through the features (N, D) of the images of a gallery. UserError for fewer than three images, and where
-    all are one and the same to the encoder.
+def explore(gallery: Gallery, features: Tensor, given: Mapping[int, str], config: Mapping[str, Any]) -> Found:
+    """Looks through the features (N, D) of the images of a gallery, of which some are `given` labels. UserError for
+    fewer than three images, and where all are one and the same to the encoder.
     """
     if len(features) < 3:
         raise UserError(f"there are {len(features)} images, and nothing can be said of fewer than 3")
@@ -79,6 +81,8 @@ def explore(gallery: Gallery, features: Tensor, config: Mapping[str, Any]) -> Fo
         clusters=parts,
         map=method,
         places=places,
+        suggestions=labels.suggest(features, given) if given else None,
+        next=labels.worth_labelling(points, sorted(given), config["next"], config["seed"]),
     )
 
 
@@ -105,7 +109,9 @@ def look_up(
 
 
 def write_tables(folder: Path, found: Found) -> None:
-    """`images`: a row for each image. `neighbours`: for each image its nearest ones. `queries`: the same of queries."""
+    """`images`: a row for each image. `neighbours`: for each image its nearest ones. `queries`: the same of queries.
+    `to_label`: the files most worth labelling, below those that have labels, to be filled in and given back.
+    """
     gallery, near = found.gallery, found.near
     table.write(folder / "images", columns(found))
     k = near.rows.shape[1]
@@ -118,6 +124,8 @@ def write_tables(folder: Path, found: Found) -> None:
             "similarity": near.similarity.flatten().tolist(),
         },
     )
+    if found.next:
+        table.write(folder / "to_label", to_label(found))
     if found.queries:
         each = [
             (q.name, n, *pair)
@@ -142,20 +150,47 @@ def columns(found: Found) -> dict[str, Sequence[Any]]:
     for number, one in enumerate(found.groups, start=1):
         for row in one.rows:
             group[row] = number
+    ranks = {row: rank for rank, row in enumerate(found.next, start=1)}
     known: dict[str, Sequence[Any]] = {"name": gallery.names, "split": gallery.splits}
     if gallery.classes:
         known["label"] = [label or None for label in gallery.labels()]
-    return known | {
-        "nearest": [gallery.names[row] for row in near.rows[:, 0].tolist()],
-        "nearest_similarity": near.similarity[:, 0].tolist(),
-        "duplicate_group": group,
-        "distance": found.distance.tolist(),
-        "deviation": found.deviation.tolist(),
-        "outlier": (found.deviation > outliers.FAR).tolist(),
-        "cluster": [None if number < 0 else number + 1 for number in found.clusters.member.tolist()],
-        "x": found.places[:, 0].tolist(),
-        "y": found.places[:, 1].tolist(),
+    return (
+        known
+        | {
+            "nearest": [gallery.names[row] for row in near.rows[:, 0].tolist()],
+            "nearest_similarity": near.similarity[:, 0].tolist(),
+            "duplicate_group": group,
+            "distance": found.distance.tolist(),
+            "deviation": found.deviation.tolist(),
+            "outlier": (found.deviation > outliers.FAR).tolist(),
+            "cluster": [None if number < 0 else number + 1 for number in found.clusters.member.tolist()],
+            "x": found.places[:, 0].tolist(),
+            "y": found.places[:, 1].tolist(),
+            "label_next": [ranks.get(row) for row in range(len(gallery))],
+        }
+        | ({} if found.suggestions is None else suggested(found.suggestions))
+    )
+
+
+def suggested(by: labels.Suggestions) -> dict[str, Sequence[Any]]:
+    """The columns of labels: those given, and for each image the likeliest class with its probability."""
+    return {
+        "given": [None if number < 0 else by.classes[number] for number in by.given.tolist()],
+        "suggestion": [by.classes[number] for number in by.label.tolist()],
+        "certainty": by.certainty.tolist(),
     }
+
+
+def to_label(found: Found) -> dict[str, Sequence[Any]]:
+    """The files that have labels, and then those to label next, with what they are likely to be."""
+    by = found.suggestions
+    done = [] if by is None else (by.given >= 0).nonzero().flatten().tolist()
+    rows = [*done, *found.next]
+    columns: dict[str, Sequence[Any]] = {
+        "name": [found.gallery.names[row] for row in rows],
+        "label": [*(by.classes[by.given[row]] for row in done if by is not None), *([None] * len(found.next))],
+    }
+    return columns if by is None else columns | {"suggestion": [by.classes[by.label[row]] for row in rows]}
 
 
 def spread(n: int, count: int) -> list[int]:

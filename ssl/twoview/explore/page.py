@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from twoview.explore import clusters, outliers, plane
+from twoview.explore.labels import Suggestions
 from twoview.explore.make import Found, spread
 from twoview.report.page import Page, Section, Thumbnail
-from twoview.report.words import NBSP, percent
+from twoview.report.words import NBSP, percent, span
 from twoview.rng import permutation
 
 GROUPS, MEMBERS = 40, 12  # groups of near duplicates shown, and images of each
 ODD = 24  # outliers shown
+CLASSES, SURE, UNSURE = 30, 8, 16  # classes shown, the surest suggestions of each, and the least sure of all
 SHEETS, TYPICAL = 40, 16  # clusters shown, and images of each
 EXAMPLES, BESIDE = 8, 7  # images shown with their nearest, where nothing is asked; nearest images shown
 
@@ -24,16 +26,22 @@ FOOT = (
 
 
 def compose(found: Found, about: Mapping[str, Any]) -> Page:
-    """`about`: what the head says (`data`, `encoder`), and the `command` that made the page."""
+    """`about`: what the head says (`data`, `encoder`), and lines to type: the `command` that made the page, and those
+    that `search` and that take `labels`.
+    """
     n = len(found.gallery)
     page = Page(f"What is in {about['data']}", f"{n:,} images as {about['encoder']} sees them", FOOT)
     _head(found, page)
     if found.queries:
         _queries(found, page.section("Nearest images"))
+    if found.suggestions is not None:
+        _suggestions(found, found.suggestions, page.section("Suggested labels"))
     _duplicates(found, page.section("Near duplicates"))
     _outliers(found, page.section("Outliers"))
     _clusters(found, page.section("Clusters"))
     _map(found, page.section("Map"))
+    if found.next:
+        _next(found, page.section("Worth labelling next"), about)
     if not found.queries:
         _examples(found, page.section("Nearest images"), about)
     page.section("Made by").code(about["command"])
@@ -137,12 +145,54 @@ def _map(found: Found, section: Section) -> None:
     section.picture(plane.picture(found.places, found.gallery, order), "The images on a map of their features")
 
 
+def _suggestions(found: Found, by: Suggestions, section: Section) -> None:
+    files = int((by.given >= 0).sum())
+    open_rows = (by.given < 0).nonzero().flatten().tolist()
+    text = f"From {files:,} labelled files of {len(by.classes)} classes, by logistic regression on the features. "
+    if by.right is None:
+        text += "No class has two files, so none could be held out, and nobody knows how good the suggestions are."
+    else:
+        text += (
+            f"Of labelled files that were held out, {percent(by.right.mean, 0)}{NBSP}% "
+            f"{span(by.right.limits, _whole)} were named right. In small print the probability of the class."
+        )
+    section.paragraph(f"{text} images.csv has all ({_counted(len(open_rows), 'file')} without a label).")
+    surest = sorted(open_rows, key=lambda row: -float(by.certainty[row]))
+
+    def sure(row: int) -> Thumbnail:
+        return _thumb(found, row, f"{percent(float(by.certainty[row]), 0)}{NBSP}%")
+
+    shown = []
+    for number, name in enumerate(by.classes[:CLASSES]):
+        rows = [row for row in surest if by.label[row] == number]
+        shown.append((f"{name}: {_counted(len(rows), 'file')}, the surest", [sure(row) for row in rows[:SURE]]))
+    section.galleries(shown)
+    least = [
+        _thumb(found, row, f"{by.classes[by.label[row]]}? {percent(float(by.certainty[row]), 0)}{NBSP}%")
+        for row in surest[::-1][:UNSURE]
+    ]
+    section.galleries([("The least sure of all", least)])
+
+
+def _next(found: Found, section: Section, about: Mapping[str, Any]) -> None:
+    section.paragraph(
+        "A label for each of these tells most about the others: they are typical of what has no label yet. Fill in the "
+        "column label in to_label.csv, and give it back:"
+    )
+    section.code(about["labels"])
+    section.galleries([("", [_thumb(found, row) for row in found.next])])
+
+
+def _whole(share: float) -> str:
+    return percent(share, 0)
+
+
 def _examples(found: Found, section: Section, about: Mapping[str, Any]) -> None:
     section.paragraph(
         "Some images of the set, each followed by those with the most similar features: what is alike to the encoder. "
         "For other images, in the set or not:"
     )
-    section.code(f"{about['command']} query=<photo.jpg>")
+    section.code(about["search"])
     shown = []
     for row in spread(len(found.gallery), EXAMPLES):
         similar = zip(found.near.rows[row].tolist(), found.near.similarity[row].tolist(), strict=True)
