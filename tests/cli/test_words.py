@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from twoview.cli.program import in_its_words, spelled
+from twoview.cli.program import in_its_words, near, spelled
 from twoview.cli.words import quoted, readable, split
 from twoview.errors import UserError
 
@@ -204,3 +204,10 @@ def test_a_command_is_spelled_as_this_one_was_started(monkeypatch: pytest.Monkey
 def test_a_flag_without_its_value_is_said() -> None:
     with pytest.raises(UserError, match="takes a value"):
         split(["model=simclr", "--config-dir"])
+
+
+def test_paths_are_told_as_they_are_typed_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert near(tmp_path / "runs" / "mine") == str(Path("runs", "mine"))
+    assert near("runs/mine") == str(Path("runs", "mine"))
+    assert near(tmp_path.parent) == str(tmp_path.parent)

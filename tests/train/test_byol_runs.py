@@ -35,8 +35,8 @@ def test_the_readings_are_what_the_method_tells(byol_run: Path) -> None:
     assert not {"chance_loss", "accuracy"} & set(reader.fieldnames or ())
     assert all(0 < float(row["loss"]) < 8 and 0 < float(row["spread"]) <= 1 for row in rows)
     scalars = EventAccumulator(str(byol_run)).Reload().Tags()["scalars"]
-    assert "train/spread" in scalars
-    assert "train/chance_loss" not in scalars
+    assert "representation/z/spread" in scalars
+    assert "loss/chance_loss" not in scalars
 
 
 def test_the_summary_names_what_there_is(byol_run: Path) -> None:

@@ -28,6 +28,7 @@ from twoview.evaluate.describe.quality import (
 )
 from twoview.train import pretrain
 from twoview.train.config import check
+from twoview.watch.board import place
 from twoview.watch.meter import QUALITIES, Meter
 from twoview.watch.quality import QualityMonitor
 
@@ -50,7 +51,7 @@ class FakeMeter:
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def write(self, trainer: Any, **values: float) -> None:
+    def write(self, trainer: Any, seldom: bool = False, **values: float) -> None:
         self.rows.append(values)
 
     def pause(self) -> None:
@@ -193,9 +194,10 @@ def test_a_run_has_its_curves_and_trains_as_one_without(compose: Compose, tiny: 
     assert not any("h_alignment" in row for row in read(without))
 
     events = EventAccumulator(str(with_it)).Reload()
-    assert {f"train/{name}" for name in NAMES} <= set(events.Tags()["scalars"])
-    assert {f"similarity_{s}/{n}" for s in "hz" for n in ("positives", "negatives")} == set(events.Tags()["histograms"])
-    negatives = events.Histograms("similarity_z/negatives")[0].histogram_value
+    assert {place(name) for name in NAMES} <= set(events.Tags()["scalars"])
+    pairs = {f"representation/{s}/{n}" for s in "hz" for n in ("positives", "negatives")}
+    assert pairs == set(events.Tags()["histograms"])
+    negatives = events.Histograms("representation/z/negatives")[0].histogram_value
     assert (negatives.min, negatives.max, negatives.num) == (-1, 1, 64 * 63)
 
 

@@ -2,11 +2,14 @@
 said soon after the first step.
 """
 
+import io
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from twoview.watch import bar as progress
 from twoview.watch.meter import Meter
@@ -126,3 +129,22 @@ def test_a_run_that_is_over_sooner_says_nothing(now: Callable[[float], None], ca
 )
 def test_clock(seconds: float, text: str) -> None:
     assert progress.clock(seconds) == text
+
+
+def test_the_last_state_of_the_bar_is_that_of_the_lines_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its readings are those that the run ends with, and no time is left."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    monkeypatch.setattr(progress, "get_console", lambda: console)
+    meter, state, module = Meter(), trainer(4), SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    meter.latest = {"loss": 5.0}
+    bar = progress.ProgressBar(meter)
+    bar.on_train_start(state, module)
+    for _ in range(4):
+        state.global_step += 1
+        bar.on_train_batch_end(state, module)
+    meter.latest = {"loss": 4.25, "knn": 0.5}  # read behind the last step
+    bar.on_train_end(state, module)
+    states = re.split(r"[\r\n]", console.file.getvalue())  # type: ignore[attr-defined]
+    last = [state for state in states if "epoch" in state][-1]
+    assert "loss 4.250  kNN 50.0%" in last
+    assert "left" not in last

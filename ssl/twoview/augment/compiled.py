@@ -89,7 +89,7 @@ def translate(
     """
     wanted, reason = _wanted(mode, ahead, device)
     if not wanted:
-        log.log(logging.INFO if ahead else logging.DEBUG, "augmentation on %s: eager (%s)", device.type, reason)
+        log.debug("augmentation on %s: eager (%s)", device.type, reason)
         return
     _keep_code_apart()
     eager, start = trial(), time.perf_counter()
@@ -106,7 +106,7 @@ def translate(
             policy.translated = None
         log.warning("augmentation stays eager: torch.compile failed with %s", str(error).strip().split("\n")[0])
         return
-    log.info("augmentation on %s: compiled in %.1f s (%s)", device.type, time.perf_counter() - start, reason)
+    log.info("augmentation compiled in %.1f s", time.perf_counter() - start)
 
 
 def _keep_code_apart() -> None:

@@ -24,6 +24,12 @@ def spelled(command: str, *words: str) -> str:
     return " ".join([shlex.join(_start(command)), *quoted])
 
 
+def near(path: str | Path) -> str:
+    """A path as it is typed from here: relative where it lies below the working directory."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def _start(command: str) -> list[str]:
     typed = Path(sys.argv[0])
     if typed.name == "__main__.py" and typed.resolve().parent.name == "twoview":

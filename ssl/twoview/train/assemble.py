@@ -23,8 +23,8 @@ from twoview.run.identity import Identity, code_digest, config_hash, data_digest
 from twoview.run.resume import STARTS, refuse_misfit, refuse_other_steps, source
 from twoview.run.saving import Checkpoints
 from twoview.train.compiled import Compiler
-from twoview.train.trainer import TensorBoard
 from twoview.watch.bar import ProgressBar
+from twoview.watch.board import Board, TensorBoard
 from twoview.watch.knn import KNNMonitor
 from twoview.watch.meter import Meter
 from twoview.watch.views import ViewSheet
@@ -82,7 +82,7 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
         config["trainer"],
         run_dir=str(folder),
         max_epochs=config["epochs"],
-        callbacks=[meter, *(m for m in (knn, quality) if m), ViewSheet(), ProgressBar(meter)],
+        callbacks=[meter, *(m for m in (knn, quality) if m), ViewSheet(), Board(stored, meter), ProgressBar(meter)],
         checkpoints=checkpoints,
         logger=TensorBoard(save_dir=str(folder), name="", version=""),
     )

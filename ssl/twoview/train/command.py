@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from twoview.cli.entry import output_dir, overrides, plain, searched
-from twoview.cli.program import spelled
+from twoview.cli.program import near, spelled
 from twoview.errors import UserError
 from twoview.run.folder import CHECKPOINT
 from twoview.run.place import held, held_free, remove_if_empty
@@ -63,4 +63,4 @@ def _say_goodbye(summary: dict[str, Any], run_dir: Path) -> None:
         knn = summary["knn"]
         score = f"kNN {knn['final']:.2%}, " if knn and knn["final"] is not None else ""
         log.info("done in %s: %sloss %.3f", summary["training_time"], score, summary["loss"])
-        log.info("next:  %s", spelled("probe", f"ckpt={run_dir / CHECKPOINT}"))
+        log.info("next:  %s", spelled("probe", f"ckpt={near(run_dir / CHECKPOINT)}"))

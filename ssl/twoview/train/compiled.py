@@ -60,4 +60,4 @@ class Compiler:
             for name, buffer in network.named_buffers():
                 buffer.copy_(before[name])
         self._compiled[network] = compiled
-        log.info("%s on %s: compiled in %.1f s", type(network).__name__, views.device.type, time.perf_counter() - start)
+        log.info("%s compiled in %.1f s", type(network).__name__, time.perf_counter() - start)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pytorch_lightning.utilities import rank_zero_only
 
-from twoview.cli.program import spelled
+from twoview.cli.program import near, spelled
 from twoview.cli.trust import trusting
 from twoview.encoder.weights import RANDOM
 from twoview.errors import UserError
@@ -62,7 +62,7 @@ def fit(run: Assembly) -> Interrupted | None:
                 log.info("%s", line)
         run.trainer.fit(run.model, datamodule=run.data, ckpt_path=run.start, weights_only=True)
     except Interrupted as stopped:
-        resume = spelled("train", f"resume={stopped.path.parent}")
+        resume = spelled("train", f"resume={near(stopped.path.parent)}")
         log.info("stopped (%s) and saved. To go on:  %s", stopped.reason, resume)
         return stopped
     finally:

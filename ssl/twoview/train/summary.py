@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from twoview.cli.program import near
 from twoview.data.demand import shape_words
 from twoview.report.words import clock
 from twoview.run.provenance import commit, machine, versions
@@ -27,7 +28,7 @@ def brief(run: Assembly) -> list[str]:
         f"batch {batch}{share} on {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, "
         f"{trainer.precision}; {schedule}, warm-up {recipe.warmup_epochs:g} epochs, cosine",
         "; ".join(filter(None, (f"{steps:,} steps in {config['epochs']} epochs of {data.batches_per_epoch}", outlook))),
-        f"everything goes to {run.folder}",
+        f"everything goes to {near(run.folder)}",
     ]
 
 

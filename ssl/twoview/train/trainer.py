@@ -4,13 +4,11 @@ import ctypes
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.layer_sync import LayerSync
 from torch import nn
 
@@ -129,24 +127,6 @@ def number_of(devices: int | str | Sequence[int], accelerator: str) -> int:
         return max(1, int(devices))
     except ValueError:
         return 1
-
-
-class TensorBoard(TensorBoardLogger):
-    """Without the `hparams.yaml` that Lightning adds: `config.yaml` holds the configuration. What a full disk does to
-    it ends no run.
-    """
-
-    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
-        with suppress(OSError, ValueError):  # the latter is Lightning's for whatever its writer raises
-            super().log_metrics(*args, **kwargs)
-
-    def save(self) -> None:
-        with suppress(OSError):
-            self.experiment.flush()
-
-    def finalize(self, status: str) -> None:
-        with suppress(OSError):
-            super().finalize(status)
 
 
 class GlobalBatchStatistics(LayerSync):

@@ -34,11 +34,7 @@ class ProgressBar(pl.Callback):
         self._ends = [time.monotonic()]  # of the steps before the first, of the first, ... of the last warm one
         self._newest = self._ends[0]
         if trainer.is_global_zero and get_console().is_terminal:
-            columns: tuple[ProgressColumn, ...] = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=16),
-                _Text(),
-            )
+            columns: tuple[ProgressColumn, ...] = TextColumn("{task.description}"), BarColumn(bar_width=16), _Text()
             self._bar = Progress(*columns, console=get_console(), refresh_per_second=4)
             self._task = self._bar.add_task(
                 self._epoch(trainer),
@@ -56,13 +52,12 @@ class ProgressBar(pl.Callback):
             self._timer = threading.Timer(SOON, self._say_how_long, (trainer, pl_module))
             self._timer.daemon = True
             self._timer.start()
+        self._show(trainer)
+
+    def _show(self, trainer: pl.Trainer) -> None:
         if self._bar is not None:
-            self._bar.update(
-                self._task,
-                completed=trainer.global_step,
-                description=self._epoch(trainer),
-                text=self._text(trainer),
-            )
+            done, now = trainer.global_step, self._epoch(trainer)
+            self._bar.update(self._task, completed=done, description=now, text=self._text(trainer))
 
     def _say_how_long(self, trainer: pl.Trainer, pl_module: Any) -> None:
         left = self.seconds_left(trainer)
@@ -78,6 +73,7 @@ class ProgressBar(pl.Callback):
             log.info("%s  %s", self._epoch(trainer), self._text(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._show(trainer)  # with the last readings, which stand in the lines below it too
         self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -107,6 +103,8 @@ class ProgressBar(pl.Callback):
     def _text(self, trainer: pl.Trainer) -> str:
         m = self.meter.latest
         parts = []
+        if self._bar is not None and (left := self._left(trainer)):  # what a narrow terminal cuts off stands last
+            parts.append(left)
         if "loss" in m:
             parts.append(f"loss {m['loss']:.3f}" + (f" (chance {m['chance_loss']:.2f})" if "chance_loss" in m else ""))
         told = [name for name in self.meter.numbers[:2] if name in m]  # what the method names first
@@ -115,10 +113,13 @@ class ProgressBar(pl.Callback):
             parts.append(f"kNN {m['knn']:.1%}")
         if "images_per_second" in m:
             parts.append(f"{m['images_per_second']:,.0f} images/s")
-        left = self.seconds_left(trainer)
-        if left < float("inf"):
-            parts.append(f"{clock(left)} left")
+        if self._bar is None and (left := self._left(trainer)):
+            parts.append(left)
         return "  ".join(parts)
+
+    def _left(self, trainer: pl.Trainer) -> str:
+        left = self.seconds_left(trainer)
+        return f"{clock(left)} left" if 0 < left < float("inf") else ""
 
 
 class _Text(ProgressColumn):

@@ -85,5 +85,5 @@ class KNNMonitor(pl.Callback):
             if self.best is None or self.last > self.best:
                 self.best, self.best_epoch = self.last, epoch
             self.meter.latest["knn"] = self.last
-            self.meter.write(trainer, knn=self.last)
+            self.meter.write(trainer, seldom=trainer.max_epochs <= 2 * self.every_epochs, knn=self.last)
         trainer.strategy.barrier("knn")

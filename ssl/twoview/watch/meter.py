@@ -43,6 +43,8 @@ class Meter(pl.Callback):
             raise UserError(f"log_every_steps must be at least 1, not {every_steps}")
         self.every_steps = every_steps
         self.latest: dict[str, float] = {}
+        self.newest: dict[str, float] = {}  # of all that was written, monitors' too
+        self.seldom: set[str] = set()  # what is read once or twice in the run
         self.numbers: tuple[str, ...] = ()  # names of what the method tells beside loss and chance level
         self.seconds = 0.0  # training time of the run, over all its resumptions
         self.waited = 0.0  # of these for batches
@@ -130,12 +132,18 @@ class Meter(pl.Callback):
         self._sum, self._count, self._waited = None, 0, 0.0
         self.write(trainer, **reading)
 
-    def write(self, trainer: pl.Trainer, **values: float) -> None:
-        """One row of metrics, in TensorBoard under `train/` and in `metrics.csv`, where a new name gets a column."""
+    def write(self, trainer: pl.Trainer, seldom: bool = False, **values: float) -> None:
+        """One row of metrics, in `metrics.csv`, where a new name gets a column, and in TensorBoard, where two points
+        are no curve: what is `seldom` read gets its last number alone (`twoview.watch.board`).
+        """
         if not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            logger.log_metrics({f"train/{name}": value for name, value in values.items()}, step=trainer.global_step)
+        self.newest.update(values)
+        if seldom:
+            self.seldom.update(values)
+        else:
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=trainer.global_step)
         row = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1} | values
         self._unwritten.append(
             {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}

@@ -48,7 +48,7 @@ class QualityMonitor(pl.Callback):
                 found = quality(x1, x2)
                 values |= {f"{space}_{name}": found[key] for name, key in QUALITIES.items()}
                 self._draw(trainer, space, x1, x2)
-            self.meter.write(trainer, **values)
+            self.meter.write(trainer, seldom=trainer.max_epochs <= 2 * self.every_epochs, **values)
         trainer.strategy.barrier("quality")
 
     def features(self, trainer: Any, pl_module: Any) -> dict[str, tuple[Tensor, Tensor]]:
@@ -72,7 +72,7 @@ class QualityMonitor(pl.Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger) and count.any():
                     logger.experiment.add_histogram_raw(
-                        f"similarity_{space}/{name}",
+                        f"representation/{space}/{name}",
                         min=-1.0,
                         max=1.0,
                         num=int(count.sum()),
