@@ -107,7 +107,8 @@ def test_the_card_has_all_its_files(card: Path) -> None:
     assert all(reference.startswith("data:image/") for reference in references)
     assert "<script" not in text
     assert list(card.glob("projector/**/sprite.png"))
-    assert list(card.glob("projector/**/metadata.tsv"))
+    (metadata,) = card.glob("projector/**/metadata.tsv")
+    assert metadata.read_text().startswith("name\tclass\n")
 
 
 def test_the_numbers_are_those_of_the_other_commands(card: Path, finished: Path, command: Command) -> None:

@@ -70,13 +70,14 @@ def test_sweeps_stay_sweeps() -> None:
     assert readable("ckpt=a,b") == "ckpt='a,b'"
 
 
+@pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("name", ["photos (1)", "a=b's", "[old], new"])
 def test_a_run_in_a_folder_of_any_name(
-    tiny: list[str], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, name: str
+    tiny: list[str], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, name: str, labelled: bool
 ) -> None:
     """Trains on images in such a folder, and what is printed as `next:` is what the shell takes."""
     for i in range(8):
-        path = tmp_path / name / ("train" if i < 6 else "test") / str(i % 2) / f"{i}.png"
+        path = tmp_path / name / ("train" if i < 6 else "test") / (str(i % 2) if labelled else "") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (30 * i, 100, 50)).save(path)
     general = [word for word in tiny if not word.startswith(("data", "batch_size", "knn"))]
@@ -85,9 +86,11 @@ def test_a_run_in_a_folder_of_any_name(
     assert ended.code == 0, ended.err
     line = next(line for line in ended.out.splitlines() if line.startswith("next:"))
     python, script, *words = shlex.split(line.removeprefix("next:"))
-    assert (python, Path(script).name) == ("python", "linear_probe.py")
-    assert command(*words, "strengths=[0.01]", name="probe").code == 0
-    assert (tmp_path / "runs" / name / "linear_probe.json").is_file()
+    assert (python, Path(script).name) == ("python", "linear_probe.py" if labelled else "explore.py")
+    if labelled:
+        words.append("strengths=[0.01]")
+    assert command(*words, name="probe" if labelled else "explore").code == 0
+    assert (tmp_path / "runs" / name / ("linear_probe.json" if labelled else "explore/explore.html")).is_file()
 
 
 @pytest.mark.parametrize(

@@ -182,3 +182,22 @@ def test_a_few_labels_become_suggestions_and_a_list_to_go_on_with(own: Path, com
     assert len(again) == len(known) + 3
     assert "Suggested labels" in (own / "explore" / "explore.html").read_text()
     assert command(f"ckpt={own}", f"labels={own}/explore/to_label.csv", name="explore").code == 0
+
+
+def test_the_projector_has_the_names(own: Path, photos: Path, command: Command) -> None:
+    ended = command(f"ckpt={own}", "projector=20", name="explore")
+    assert ended.code == 0, ended.err
+    (metadata,) = (own / "explore" / "projector").glob("**/metadata.tsv")
+    head, *lines = [line.split("\t") for line in metadata.read_text().splitlines()]
+    assert head == ["name", "cluster", "duplicate_group"]
+    names = [line[0] for line in lines]
+    assert len(names) == 20
+    assert set(names) <= {path.name for path in photos.iterdir()}
+    (vectors,) = metadata.parent.glob("tensors.tsv")
+    samples = image_folder(photos, "train")
+    assert samples is not None
+    h = extract(load_encoder(own), samples, batch_size=256)
+    found = np.loadtxt(vectors, delimiter="\t")
+    np.testing.assert_allclose(found, h[[samples.names.index(name) for name in names]], atol=1e-5)
+    assert command(f"ckpt={own}", name="explore").code == 0
+    assert not (own / "explore" / "projector").exists()

@@ -1,8 +1,6 @@
 """What the features look like: neighbours of test images, a map in two dimensions, and TensorBoard's projector."""
 
 import logging
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,14 +12,13 @@ from twoview.card.measures import Encoder, Judged
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.evaluate.describe.components import principal
+from twoview.report.projector import write_projector
 from twoview.rng import permutation
 
 log = logging.getLogger(__name__)
 
 QUERIES, NEIGHBOURS = 10, 5
 PERPLEXITY = 30.0  # of t-SNE: the usual one
-SPRITES = 8192  # largest side of TensorBoard's sheet of images, in pixels
-LARGEST_SPRITE = 64
 
 
 class Shown(NamedTuple):
@@ -111,27 +108,10 @@ def _neighbour_map(points: Tensor, seed: int) -> tuple[str, Tensor] | None:
 
 
 def projector(judged: Judged, encoder: Encoder, folder: Path) -> None:
-    """Features of test images with their classes and pictures, for `tensorboard --logdir <folder>`."""
-    from torch.utils.tensorboard import SummaryWriter
-
+    """Features of test images with their names, classes and pictures, for `tensorboard --logdir <folder>`."""
     index = judged.some(judged.config["map_images"], "map")
     images = None if judged.test.draw is None else judged.test.draw(judged.test.fetch(index)).cpu()
-    side = min(LARGEST_SPRITE, SPRITES // math.ceil(math.sqrt(len(index))))
-    if images is not None and max(images.shape[-2:]) > side:
-        size = [max(1, round(n * side / max(images.shape[-2:]))) for n in images.shape[-2:]]
-        images = F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
-    if images is not None:
-        images = images.expand(-1, 3, -1, -1)
-    labels = judged.test.labels
-    names: Sequence[str] | None = None
-    if labels is not None:
-        names = [" ".join(judged.test.classes[c].split()) or "-" for c in labels.cpu()[index].tolist()]
-    writer = SummaryWriter(str(folder))
-    quiet = logging.getLogger("tensorboard")
-    level = quiet.level
-    try:
-        quiet.setLevel(logging.ERROR)
-        writer.add_embedding(encoder.test.cpu()[index], metadata=names, label_img=images, tag="h")
-    finally:
-        writer.close()
-        quiet.setLevel(level)
+    columns = {"name": [judged.test.names[row] for row in index.tolist()]}
+    if (labels := judged.test.labels) is not None:
+        columns["class"] = [judged.test.classes[c] for c in labels.cpu()[index].tolist()]
+    write_projector(folder, encoder.test.cpu()[index], columns, images)

@@ -3,6 +3,8 @@
 import importlib.util
 import logging
 import math
+import shlex
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +23,7 @@ from twoview.evaluate.subject import Split, check_run, device_of, frozen, names_
 from twoview.explore import labels
 from twoview.explore.clusters import Method
 from twoview.explore.gallery import Gallery
-from twoview.explore.make import explore, look_up, write_tables
+from twoview.explore.make import explore, look_up, write_projection, write_tables
 from twoview.explore.neighbours import Search
 from twoview.explore.page import compose
 from twoview.explore.plane import Kind
@@ -38,6 +40,7 @@ KEYS = {
     "query": str | list[str] | None,
     "labels": str | None,
     "next": int,
+    "projector": int,
     "split": Split,
     "k": int,
     "duplicates": float,
@@ -79,6 +82,10 @@ def explore_command(composed: DictConfig) -> int:
     with filling(folder) as part:
         write_tables(part, found)
         page.write(part / "explore.html")
+    shutil.rmtree(folder / "projector", ignore_errors=True)  # an earlier page's
+    if config["projector"]:
+        write_projection(folder / "projector", found, features, config["projector"])
+        log.info("to walk through them:  tensorboard --logdir %s", shlex.quote(str(folder / "projector")))
     if not found.queries:
         for table in ("queries.csv", "queries.parquet"):
             (folder / table).unlink(missing_ok=True)  # an earlier page's
@@ -93,7 +100,7 @@ def explore_command(composed: DictConfig) -> int:
 
 def _check(config: dict[str, Any]) -> None:
     check_run(config, KEYS)
-    for key, least in (("batch_size", 1), ("k", 1), ("next", 0)):
+    for key, least in (("batch_size", 1), ("k", 1), ("next", 0), ("projector", 0)):
         if config[key] < least:
             raise UserError(f"{key}={config[key]} must be at least {least}")
     if not 0 < config["duplicates"] <= 1 or not math.isfinite(config["duplicates"]):

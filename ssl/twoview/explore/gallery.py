@@ -1,7 +1,7 @@
 """Samples of several splits as one sequence: names, and pictures small enough for a page."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image
@@ -46,14 +46,21 @@ class Gallery:
 
     def picture(self, row: int) -> bytes:
         """A PNG or JPEG file; empty for samples that cannot be drawn."""
-        split = self.splits[row]
-        images = self.sets[split]
-        if images.draw is None:
-            return b""
         if row not in self._drawn:
-            stored = images.fetch(torch.tensor([row - self._starts[split]]))
-            self._drawn[row] = thumbnail(images.draw(stored)[0].cpu())
+            pixels = self.pixels([row])
+            self._drawn[row] = b"" if pixels is None else thumbnail(pixels[0])
         return self._drawn[row]
+
+    def pixels(self, rows: Sequence[int]) -> Tensor | None:
+        """Pictures (B, 3 or 1, H, W) in [0, 1]; None for samples that cannot be drawn."""
+        drawn = []
+        for row in rows:
+            split = self.splits[row]
+            images = self.sets[split]
+            if images.draw is None:
+                return None
+            drawn.append(images.draw(images.fetch(torch.tensor([row - self._starts[split]])))[0].cpu())
+        return torch.stack(drawn)
 
 
 def thumbnail(pixels: Tensor, side: int = SIDE) -> bytes:

@@ -15,8 +15,11 @@ from twoview.evaluate.describe.components import principal
 from twoview.explore import clusters, duplicates, labels, neighbours, outliers, plane, table
 from twoview.explore.gallery import Gallery
 from twoview.report.plots import ALIKE
+from twoview.report.projector import write_projector
+from twoview.rng import permutation
 
 COMPONENTS = 50  # principal components in which clusters and maps are looked for
+SAID = ("name", "label", "given", "suggestion", "cluster", "duplicate_group")  # in the projector
 DENSE = 20  # of them for HDBSCAN: in more dimensions no region is dense
 
 
@@ -141,6 +144,19 @@ def write_tables(folder: Path, found: Found) -> None:
                 "similarity": [one[3] for one in each],
             },
         )
+
+
+def write_projection(folder: Path, found: Found, features: Tensor, count: int) -> None:
+    """At most `count` images for TensorBoard's projector, with the names of their files and their clusters."""
+    rows = permutation(len(found.gallery), 0, 0, "projector")[:count].sort().values
+    known = columns(found)
+    said = {name: [_text(known[name][row]) for row in rows.tolist()] for name in SAID if name in known}
+    images = found.gallery.pixels(rows.tolist())
+    write_projector(folder, features[rows.to(features.device)].cpu(), said, images)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def columns(found: Found) -> dict[str, Sequence[Any]]:

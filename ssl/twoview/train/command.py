@@ -63,4 +63,4 @@ def _say_goodbye(summary: dict[str, Any], run_dir: Path) -> None:
         knn = summary["knn"]
         score = f"kNN {knn['final']:.2%}, " if knn and knn["final"] is not None else ""
         log.info("done in %s: %sloss %.3f", summary["training_time"], score, summary["loss"])
-        log.info("next:  %s", spelled("probe", f"ckpt={near(run_dir / CHECKPOINT)}"))
+        log.info("next:  %s", spelled(summary["next"], f"ckpt={near(run_dir / CHECKPOINT)}"))

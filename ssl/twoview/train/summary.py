@@ -65,4 +65,12 @@ def summarise(run: Assembly, stopped: Interrupted | None) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
         "identity": run.checkpoints.identity,
+        "next": command_after(run),
     }
+
+
+def command_after(run: Assembly) -> str:
+    """The command that says most about the encoder, of what the data allow: a probe needs labels on both sides."""
+    train = run.data.train
+    labelled = run.knn is not None if run.config.get("knn") else train.labels is not None
+    return "probe" if labelled else "explore" if train.draw is not None else "embed"
