@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 _WORD = 0xFFFFFFFF
@@ -94,6 +95,15 @@ class Draw:
     def uniform64(self, count: int) -> Tensor:
         """Uniform numbers in [0, 1), float64 (B, count), multiples of 2^-32."""
         return self.bits(count).double() * 2.0**-32
+
+
+def unused(n: int, device: torch.device) -> tuple[Tensor, int]:
+    """Sample numbers int64 (n,) and an epoch for `Draw` that nothing else uses, from torch's own generator: what is
+    drawn with them follows `torch.manual_seed`, and differs between calls, workers of a loader, and processes.
+    """
+    first, epoch = torch.randint(2**32, (2,)).tolist()
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0  # all may have the same seed
+    return (first + torch.arange(n, device=device)) & _WORD, (epoch + rank * _WEYL[0]) & _WORD
 
 
 def permutation(n: int, seed: int, epoch: int, stream: str = "order") -> Tensor:

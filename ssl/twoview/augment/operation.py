@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from twoview.data.demand import Samples, Shape, count, shape_of, take
+from twoview.data.demand import Samples, Shape, count, shape_of, take, tensors
+from twoview.data.image.pixels import as_float
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
-from twoview.rng import Draw
+from twoview.rng import Draw, unused
 
 Params = dict[str, Tensor]
 Plan = tuple[Params, Tensor | None]
@@ -76,7 +77,14 @@ class BatchAugment:
         some = self.apply(take(samples, rows), {name: values[rows] for name, values in params.items()})
         return _put(samples, some, lambda new, old: old.index_copy(0, rows, new))
 
-    def __call__(self, samples: Any, draw: Draw) -> Any:
+    def __call__(self, samples: Any, draw: Draw | None = None) -> Any:
+        """Augmented samples (B, ...), prepared (of images: float in [0, 1]). Without `draw` the random numbers are new
+        in each call and follow `torch.manual_seed`, and images may be uint8.
+        """
+        if draw is None:
+            samples = as_float(samples) if self.kind == "image" else samples
+            index, epoch = unused(count(samples), tensors(samples)[0].device)
+            draw = Draw(0, epoch, index, 0, type(self).__name__)
         return self.act(samples, self.plan(draw, count(samples), shape_of(samples)))
 
     def __repr__(self) -> str:

@@ -19,7 +19,7 @@ from twoview.data.demand import Samples, count, each, join, take, tensors
 from twoview.data.preprocess import Preprocess
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
-from twoview.rng import Draw
+from twoview.rng import Draw, unused
 
 Mix = Callable[[Tensor, Draw], tuple[Tensor, Tensor]]
 
@@ -96,10 +96,17 @@ class TwoViews(nn.Module):
                 op.attach(train)
 
     @torch.no_grad()
-    def forward(self, samples: Samples, index: Tensor, epoch: int) -> tuple[Tensor, ...]:
+    def forward(self, samples: Samples, index: Tensor | None = None, epoch: int | None = None) -> tuple[Tensor, ...]:
         """The views of `samples` (B, ...), stored or prepared, with sample numbers `index` (B,): one tensor (B, ...)
         for each, not mixed.
+
+        Without index and epoch they are others in each call, by numbers that follow `torch.manual_seed`, as
+        torchvision's transforms do: for loops of your own. With both a view can be made again.
         """
+        if index is None or epoch is None:
+            if index is not None or epoch is not None:
+                raise UserError("views take both index and epoch, or neither: without them they are new in each call")
+            index, epoch = unused(count(samples), tensors(samples)[0].device)
         samples = each(Tensor.contiguous, samples)
         if not self._begun and count(samples) > 1:  # single samples are trials
             self._begun = True

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import pil_to_tensor
 
-from twoview.data.demand import Samples, each, tensors
+from twoview.data.demand import Samples, each, stack, tensors
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
 
@@ -24,8 +27,16 @@ class _Batches(Dataset[Samples]):
         return self.samples.fetch(torch.tensor(index))
 
 
-def _batches(samples: SampleSet, batch_size: int, num_workers: int) -> Iterable[Samples]:
+def _samples(items: list[Any]) -> Samples:
+    """A batch of what a data set yields: samples, or tuples that begin with one; of Pillow's images RGB bytes."""
+    first = [item[0] if isinstance(item, tuple | list) else item for item in items]
+    return stack([pil_to_tensor(one.convert("RGB")) if isinstance(one, Image.Image) else one for one in first])
+
+
+def _batches(samples: SampleSet | Dataset[Any], batch_size: int, num_workers: int) -> Iterable[Samples]:
     """The samples in the order of the set; those that are decoded on demand by workers, or without any in threads."""
+    if not isinstance(samples, SampleSet):
+        return DataLoader(samples, batch_size, num_workers=num_workers, collate_fn=_samples)
     indices = torch.arange(len(samples)).split(batch_size)
     if samples.in_memory or not num_workers:
         return (samples.fetch(index) for index in indices)
@@ -46,17 +57,18 @@ def laid_out(samples: Samples, device: torch.device) -> Samples:
 
 def extract(
     encoder: nn.Module,
-    samples: SampleSet,
+    samples: SampleSet | Dataset[Any],
     batch_size: int = 250,
     device: torch.device | str | None = None,
     num_workers: int = 0,
 ) -> Tensor:
     """Features float32 (N, D) on the CPU, row i of sample i, without augmentation.
 
-    The encoder takes samples as they are stored (`Frozen`). It runs in eval mode without autocast, on `device` (by
-    default where its parameters are), and is handed back where it was, every submodule in the mode it was in. On two
-    CPU cores batches of 250 in channels_last take two thirds of the time of 1,000 as they are: less leaves the cache.
-    Raises UserError if a feature is NaN or infinite.
+    `samples` is a set of twoview's or any Dataset of torch's, whose items are samples (tensors or Pillow's images) or
+    tuples that begin with one. The encoder takes samples as they are stored (`Frozen`). It runs in eval mode without
+    autocast, on `device` (by default where its parameters are), and is handed back where it was, every submodule in the
+    mode it was in. On two CPU cores batches of 250 in channels_last take two thirds of the time of 1,000 as they are:
+    less leaves the cache. Raises UserError if a feature is NaN or infinite.
     """
     home = next((p.device for p in encoder.parameters()), torch.device("cpu"))
     target = torch.device(device) if device is not None else home
@@ -76,9 +88,15 @@ def extract(
     h = torch.cat(features).clone()  # (N, D)
     bad = (~h.isfinite()).any(1).nonzero().flatten()
     if len(bad):
+        row = int(bad[0])
+        name, first = (
+            (samples.name, samples.names[row])
+            if isinstance(samples, SampleSet)
+            else (type(samples).__name__, f"row {row}")
+        )
         raise UserError(
             f"The encoder gives NaN or infinite features for {len(bad)} of the {len(h)} samples of "
-            f"'{samples.name}' (the first is {samples.names[int(bad[0])]}): its training diverged, or the file is "
+            f"'{name}' (the first is {first}): its training diverged, or the file is "
             "damaged. Use an earlier checkpoint, or train with a lower learning rate."
         )
     return h

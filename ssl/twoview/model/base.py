@@ -80,6 +80,9 @@ class Method(pl.LightningModule):
     `reads_share`: it knows what to do with mixtures (`Batch.share`). `teacher` is the slow copy of the encoder, in
     methods that have one.
 
+    `views` makes views of samples, where a data loader of your own yields samples, alone or before their labels: assign
+    a `twoview.augment.TwoViews`.
+
     `begin` tells a method of its run. Fitted by a Lightning trainer without that, it takes steps, epochs and batch size
     from the trainer and its data loader, and logs its numbers itself.
     """
@@ -88,13 +91,16 @@ class Method(pl.LightningModule):
     reads_labels: ClassVar[bool] = False
     reads_share: ClassVar[bool] = False
     teacher: nn.Module | None
+    views: nn.Module | None
 
     def __init__(self, encoder: nn.Module, optimizer: Recipe) -> None:
         super().__init__()
         self.encoder = encoder
         self.recipe = optimizer
         self.teacher = None
+        self.views = None
         self._run: Begin | None = None
+        self._seen = 0  # samples, where a loader does not number them
 
     # What a method overrides
 
@@ -167,8 +173,11 @@ class Method(pl.LightningModule):
     # What Lightning calls
 
     def training_step(self, batch: Batch | Sequence[Any], batch_idx: int) -> dict[str, Any]:
-        """`step`. What a plain loader makes of samples `((v1, v2), index, label)` is taken for a `Batch`."""
-        batch = batch if isinstance(batch, Batch) else Batch(tuple(batch[0]), *batch[1:])
+        """`step`. What a plain loader makes of samples `((v1, v2), index, label)` is taken for a `Batch`; where there
+        are `views`, they are made of what it yields.
+        """
+        if not isinstance(batch, Batch):
+            batch = self._viewed(batch) if self.views is not None else Batch(tuple(batch[0]), *batch[1:])
         self._check_views(len(batch.views))
         outcome = self.step(batch)
         if self._trainer is not None and not self.run.metered:
@@ -228,6 +237,16 @@ class Method(pl.LightningModule):
             )
         epochs = max(1, math.ceil(steps / max(1, trainer.num_training_batches)))
         return Begin(size * trainer.world_size, int(steps), epochs, trainer.world_size)
+
+    def _viewed(self, batch: Any) -> Batch:
+        """Views of `samples`, or of the first of `(samples, labels, ...)`."""
+        assert self.views is not None
+        samples, label = (batch[0], *batch[1:2], None)[:2] if isinstance(batch, list | tuple) else (batch, None)
+        views = self.views(samples)
+        index = self._seen + torch.arange(len(views[0]), device=views[0].device)  # of no other sample in a queue
+        self._seen += len(index)
+        whole = isinstance(label, Tensor) and label.shape == index.shape and not label.is_floating_point()
+        return Batch(views, index, label.long() if whole else torch.full_like(index, -1))
 
     def _check_views(self, given: int) -> None:
         least, most = self.views_needed

@@ -4,11 +4,14 @@ non-parametric instance discrimination", CVPR 2018, section 3.4)."""
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -77,14 +80,19 @@ def knn_predict(
 
 
 def knn_accuracy(
-    train_features: Tensor,
-    train_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
-    k: int,
-    temperature: float,
-    classes: int,
+    train_features: Tensor | np.ndarray,
+    train_labels: Tensor | np.ndarray,
+    test_features: Tensor | np.ndarray,
+    test_labels: Tensor | np.ndarray,
+    k: int = 200,
+    temperature: float = 0.1,
+    classes: int | None = None,
 ) -> float:
-    """Share in [0, 1] of the test features whose class scores highest; on a tie the lower class is taken."""
-    scores = knn_predict(train_features, train_labels, test_features, k, temperature, classes)
-    return (scores.argmax(1) == test_labels.to(scores.device)).float().mean().item()
+    """Share in [0, 1] of the test features (M, D) whose class scores highest in the vote of training features (N, D);
+    on a tie the lower class is taken. Labels are integers from 0; `classes`: how many there are, by default as many as
+    the training labels name.
+    """
+    bank, labels, queries, answers = map(torch.as_tensor, (train_features, train_labels, test_features, test_labels))
+    classes = int(labels.max()) + 1 if classes is None else classes
+    scores = knn_predict(bank, labels.long(), queries, k, temperature, classes)
+    return (scores.argmax(1) == answers.to(scores.device)).float().mean().item()

@@ -10,8 +10,9 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from twoview.evaluate.classify.labelled import checked_both, hold_out
@@ -19,12 +20,16 @@ from twoview.evaluate.classify.newton import LinearProbe, fit_linear, fit_path
 from twoview.evaluate.classify.ridge import Ridge, fit_ridge
 from twoview.evaluate.classify.score import ProbeResult, fingerprint, score
 
+if TYPE_CHECKING:
+    import numpy as np
+
 __all__ = ["ConvexResult", "LinearProbe", "ProbeResult", "fit_linear", "fit_path", "probe"]
 
 log = logging.getLogger(__name__)
 
 TOL = 1e-10  # nats to the optimum of the reported fit
 SELECTION_TOL = 1e-4  # of the fits that only choose a strength: held-out accuracy moves by an image in 2,500
+STRENGTHS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # those of configs/probe.yaml
 PATIENCE = 2  # the search ends after so many strengths in a row that are no better than the best
 
 
@@ -43,23 +48,28 @@ class ConvexResult(ProbeResult):
 
 
 def probe(
-    train_features: Tensor,
-    train_labels: Tensor | None,
-    test_features: Tensor,
-    test_labels: Tensor | None,
-    classes: int,
-    strengths: Sequence[float],
-    holdout: float,
-    seed: int,
+    train_features: Tensor | np.ndarray,
+    train_labels: Tensor | np.ndarray | None,
+    test_features: Tensor | np.ndarray,
+    test_labels: Tensor | np.ndarray | None,
+    classes: int | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    holdout: float = 0.1,
+    seed: int = 0,
 ) -> ConvexResult:
     """The convex protocol.
 
     Fits the path of strengths on the training set without a stratified share `holdout`, chooses the strength that is
     best on that share (on a tie the stronger; the search stops after `PATIENCE` weaker ones without gain), refits on
-    the whole training set, and evaluates on the test set once. Features (N, D) and (M, D), labels int64. UserError
-    for features and labels that cannot be probed.
+    the whole training set, and evaluates on the test set once. Features (N, D) and (M, D), labels integers from 0;
+    `classes`: how many there are, by default as many as the training labels name. UserError for features and labels
+    that cannot be probed.
     """
     began = time.perf_counter()
+    train_features, test_features = torch.as_tensor(train_features), torch.as_tensor(test_features)
+    train_labels, test_labels = (None if y is None else torch.as_tensor(y) for y in (train_labels, test_labels))
+    if classes is None:
+        classes = 0 if train_labels is None or not len(train_labels) else int(train_labels.max()) + 1
     labels, answers = checked_both(train_features, train_labels, test_features, test_labels, classes)
     kept, held = hold_out(labels, classes, holdout, seed)
 
