@@ -130,6 +130,29 @@ def test_a_folder_that_was_not_trained_on(own: Path, photos: Path, tmp_path: Pat
     assert np.load("features.npz")["name"].tolist() == [f"deep/{i}.png" for i in range(4)]
 
 
+def test_features_are_kept_until_an_image_or_the_encoder_changes(
+    own: Path, photos: Path, tmp_path: Path, command: Command
+) -> None:
+    here = Path(shutil.copytree(photos, tmp_path / "here"))
+    words = [f"ckpt={own}", f"data.root={here}", "out=found"]
+    assert "are those kept" not in command(*words, name="explore").out
+    with np.load("found/features.npz") as file:
+        assert file["name"].tolist() == sorted(path.name for path in here.iterdir())
+        assert file["features"].shape == (len(file["name"]), load_encoder(own).dim)
+    before = rows(Path("found") / "images.csv")
+    again = command(*words, "query=07.png", name="explore")
+    assert again.code == 0, again.err
+    assert "features are those kept in found/features.npz" in again.out
+    assert rows(Path("found") / "images.csv") == before
+    assert rows(Path("found") / "queries.csv")
+    Image.fromarray(255 - np.asarray(Image.open(here / "05.png"))).save(here / "05.png")
+    assert "are those kept" not in command(*words, name="explore").out
+    assert rows(Path("found") / "images.csv") != before
+    assert not Path("found/queries.csv").exists()
+    (tmp_path / "found" / "features.npz").write_bytes(b"PK no archive")
+    assert command(*words, name="explore").code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -199,5 +222,6 @@ def test_the_projector_has_the_names(own: Path, photos: Path, command: Command) 
     h = extract(load_encoder(own), samples, batch_size=256)
     found = np.loadtxt(vectors, delimiter="\t")
     np.testing.assert_allclose(found, h[[samples.names.index(name) for name in names]], atol=1e-5)
-    assert command(f"ckpt={own}", name="explore").code == 0
-    assert not (own / "explore" / "projector").exists()
+    again = command(f"ckpt={own}", "projector=5", name="explore")
+    assert "warning" not in again.out.lower()
+    assert len(vectors.read_text().splitlines()) == 5

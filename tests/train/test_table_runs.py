@@ -55,6 +55,19 @@ def test_a_card_of_a_table_is_made(run: Path, command: Callable[..., Any], tmp_p
     assert (tmp_path / "card" / "card.html").stat().st_size
 
 
+def test_rows_that_cannot_be_drawn_are_explored_by_their_names(
+    run: Path, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    ended = command(f"ckpt={run}", f"out={tmp_path / 'found'}", "projector=9", name="explore")
+    assert ended.code == 0, ended.err
+    page = (tmp_path / "found" / "explore.html").read_text()
+    first = (tmp_path / "found" / "images.csv").read_text().splitlines()[1].partition(",train,")[0]
+    assert first.strip('"') in page
+    assert page.count("<img") == 1  # the map, of dots
+    (tmp_path / "a.png").write_bytes(b"")
+    assert "not trained on RGB images" in command(f"ckpt={run}", "query=a.png", name="explore").error
+
+
 @pytest.mark.parametrize("mode", ["pairs", "ops"])
 def test_a_preview_says_that_it_does_not_apply(rows: Path, command: Callable[..., Any], mode: str) -> None:
     ended = command("data=table", f"data.root={rows}", "augment=table", f"mode={mode}", name="preview_augment")

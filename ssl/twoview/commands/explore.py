@@ -4,7 +4,6 @@ import importlib.util
 import logging
 import math
 import shlex
-import shutil
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.evaluate.files import blocks_of, dim_of
 from twoview.evaluate.subject import Split, check_run, device_of, frozen, names_other_data, sets_of
-from twoview.explore import labels
+from twoview.explore import kept, labels
 from twoview.explore.clusters import Method
 from twoview.explore.gallery import Gallery
 from twoview.explore.make import explore, look_up, write_projection, write_tables
@@ -69,20 +68,27 @@ def explore_command(composed: DictConfig) -> int:
     asked, inside = queries(_words(config["query"]), encoder, gallery.names)
     given = labels.read(Path(config["labels"]).expanduser(), gallery.names) if config["labels"] else {}
     outside = Gallery({"query": asked}) if asked is not None else None
+    name = next(iter(sets.values())).name
+    folder, decided = _folder(config, name), kept.key(encoder, sets)
+    before = kept.read(folder, decided)
     with frozen(encoder):
-        encoder.to(device_of(config["device"]))
-        features = _features(encoder, gallery, config)
+        device = device_of(config["device"])
+        encoder.to(device)
+        if before is None:
+            features = _features(encoder, gallery, config)
+        else:
+            log.info("features are those kept in %s", folder / kept.FILE)
+            features = torch.from_numpy(before).to(device)
         of_queries = _features(encoder, outside, config) if outside is not None else features[:0]
         encoder.to("cpu")
     found = explore(gallery, features, given, config)
     look_up(found, features, outside, of_queries, inside, config)
-    name = next(iter(sets.values())).name
-    folder = _folder(config, name)
     page = compose(found, {"data": name, "encoder": _encoder(encoder), **_lines(folder)})
     with filling(folder) as part:
+        if before is None:
+            kept.write(part, features, sets, decided)
         write_tables(part, found)
         page.write(part / "explore.html")
-    shutil.rmtree(folder / "projector", ignore_errors=True)  # an earlier page's
     if config["projector"]:
         write_projection(folder / "projector", found, features, config["projector"])
         log.info("to walk through them:  tensorboard --logdir %s", shlex.quote(str(folder / "projector")))

@@ -13,6 +13,7 @@ STRUCTURE = 0.25  # below this silhouette there is "no substantial structure" (K
 TRIED = (*range(2, 13), 15, 20, 25, 30)  # numbers of clusters
 PARTS = 12  # where there is no structure: cuts through what is continuous, to have sheets to look at
 SAMPLE = 5000  # points of which the silhouette is measured: it compares all pairs
+FEW = 10_000  # points by which the number of clusters is chosen
 LEAST = 5  # images of a cluster of HDBSCAN
 
 
@@ -42,16 +43,17 @@ def kmeans(x: Tensor, count: int | None = None, seed: int = 0) -> Clusters:
 
     points = x.double().cpu().numpy()
 
-    def fit(k: int) -> np.ndarray:
+    def fit(points: np.ndarray, k: int) -> np.ndarray:
         found: np.ndarray = KMeans(min(k, len(points)), n_init=4, random_state=seed).fit_predict(points)
         return found
 
     tried: dict[int, float] = {}
     if count is None:
-        tried = {k: silhouette(points, fit(k), seed) for k in TRIED if k <= len(points) // 2}
+        few = drawn(points, FEW, seed)
+        tried = {k: silhouette(few, fit(few, k), seed) for k in TRIED if k <= len(few) // 2}
         best = max(tried, key=lambda k: tried[k], default=1)
         count = best if tried.get(best, 0) >= STRUCTURE else min(PARTS, max(1, len(points) // 4))
-    member = fit(count)
+    member = fit(points, count)
     return sorted_clusters("kmeans", points, member, silhouette(points, member, seed), tried)
 
 
@@ -66,13 +68,18 @@ def hdbscan(x: Tensor, seed: int = 0) -> Clusters:
     return sorted_clusters("hdbscan", points, member, silhouette(points[member >= 0], member[member >= 0], seed))
 
 
+def drawn(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """At most so many rows, the same of all arrays of one length."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.random.default_rng(seed).choice(len(rows), most, replace=False)]
+
+
 def silhouette(points: np.ndarray, member: np.ndarray, seed: int) -> float:
     """Of at most `SAMPLE` points; 0 for less than two clusters, or nothing but single points."""
     from sklearn.metrics import silhouette_score
 
-    if len(points) > SAMPLE:
-        some = np.random.default_rng(seed).choice(len(points), SAMPLE, replace=False)
-        points, member = points[some], member[some]
+    points, member = drawn(points, SAMPLE, seed), drawn(member, SAMPLE, seed)
     return float(silhouette_score(points, member)) if 1 < len(np.unique(member)) < len(points) else 0.0
 
 

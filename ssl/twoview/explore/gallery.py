@@ -51,6 +51,17 @@ class Gallery:
             self._drawn[row] = b"" if pixels is None else thumbnail(pixels[0])
         return self._drawn[row]
 
+    def prepare(self, rows: Sequence[int]) -> None:
+        """Draws the pictures of all these rows, many at a time: images that are decoded on demand are so in threads."""
+        todo = [row for row in dict.fromkeys(rows) if row not in self._drawn]
+        for split, start in self._starts.items():
+            images = self.sets[split]
+            own = torch.tensor([row - start for row in todo if self.splits[row] == split], dtype=torch.long)
+            if images.draw is not None:
+                for part in own.split(64):
+                    drawn = images.draw(images.fetch(part)).cpu() if len(part) else ()
+                    self._drawn |= {start + int(i): thumbnail(pixels) for i, pixels in zip(part, drawn, strict=True)}
+
     def pixels(self, rows: Sequence[int]) -> Tensor | None:
         """Pictures (B, 3 or 1, H, W) in [0, 1]; None for samples that cannot be drawn."""
         drawn = []

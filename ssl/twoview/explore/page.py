@@ -120,6 +120,7 @@ def _clusters(found: Found, section: Section) -> None:
     section.paragraph(
         f"{text} The most typical images of each come first.{_rest(len(parts.typical), SHEETS, 'clusters')}"
     )
+    found.gallery.prepare([row for rows in parts.typical[:SHEETS] for row in rows[:TYPICAL]])
     labels, shown = found.gallery.labels(), []
     for number, rows in enumerate(parts.typical[:SHEETS], start=1):
         title = f"{number}: {_counted(len(rows), 'image')}"

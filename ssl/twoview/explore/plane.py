@@ -66,7 +66,9 @@ def picture(points: Tensor, gallery: Gallery, order: Sequence[int]) -> bytes:
     pen = ImageDraw.Draw(canvas)
     for x, y in pixels.tolist():
         pen.ellipse((x - DOT, y - DOT, x + DOT, y + DOT), fill=(140, 148, 158, 170))
-    for row in with_room(pixels, order):
+    shown = with_room(pixels, order)
+    gallery.prepare(shown)
+    for row in shown:
         if data := gallery.picture(row):
             image = Image.open(io.BytesIO(data)).convert("RGB")
             image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)

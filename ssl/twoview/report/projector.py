@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def write_projector(
     cells = [[" ".join(value.split()) or "-" for value in values] for values in columns.values()]
     header = list(columns) if len(columns) > 1 else None  # TensorBoard wants none for a single column
     metadata = [list(row) for row in zip(*cells, strict=True)] if header else cells[0]
+    shutil.rmtree(folder / "00000" / "h", ignore_errors=True)  # an earlier one, over which TensorBoard would complain
     writer = SummaryWriter(str(folder))
     quiet = logging.getLogger("tensorboard")
     level = quiet.level
