@@ -111,5 +111,19 @@ def permutation(n: int, seed: int, epoch: int, stream: str = "order") -> Tensor:
 
     Sorts 64-bit keys, one per sample; the stable sort breaks the (about n^2 / 2^64) ties by position.
     """
-    words = Draw(seed, epoch, torch.arange(n), 0, stream).bits(2)  # (n, 2)
-    return torch.argsort((words[:, 0] << 31) | (words[:, 1] >> 1), stable=True)
+    keys = []
+    for rows in torch.arange(n).split(2**16):  # so that drawing takes little memory beside them
+        words = Draw(seed, epoch, rows, 0, stream).bits(2)  # (rows, 2)
+        keys.append((words[:, 0] << 31) | (words[:, 1] >> 1))
+    return torch.argsort(torch.cat(keys), stable=True)
+
+
+def permutation_by_blocks(block: Tensor, held: int, seed: int, epoch: int) -> Tensor:
+    """A permutation of samples that comes to few blocks at a time, a function of (seed, epoch): int64 (n,), on the CPU.
+
+    `block` (n,) int64, the number of the block in which each sample lies. All blocks in random order, `held` of them at
+    a time, whose samples are mixed as in `permutation`: with as many as there are it is that one.
+    """
+    order = permutation(len(block), seed, epoch)
+    turn = permutation(int(block.max()) + 1, seed, epoch, "blocks")[block] // held  # (n,)
+    return order[turn[order].argsort(stable=True)]

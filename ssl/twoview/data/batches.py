@@ -5,9 +5,10 @@ global batch holds the same samples for every W. The epoch and the batches that 
 number of steps made: a run that resumes in the middle of an epoch goes on with the next batch.
 """
 
+import logging
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -17,7 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from twoview.data.demand import AHEAD, OnDemand, Samples, tensors, workers_that_fit
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
-from twoview.rng import exact, permutation
+from twoview.rng import exact, permutation, permutation_by_blocks
+
+log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -61,8 +64,10 @@ class TwoViewDataModule(pl.LightningDataModule):
     """Yields `(samples (B, ...), index (B,), label (B,))` and makes a `Batch` of views of them on the training device.
 
     `batch_size` is that of the global batch, over all devices. `drop_last` leaves out an incomplete last batch. Sets
-    in memory move to the training device as a whole; others are decoded by `num_workers` processes. `max_batches`
-    shortens every epoch, for trials. Labels of unlabelled sets are -1.
+    in memory move to the training device as a whole; others are decoded by `num_workers` processes. `shuffle`: "full",
+    every order is as likely; or "blocks", for sets that are read in blocks (row groups of Parquet files), of which each
+    is read once an epoch: as many as a process holds are mixed at a time. `max_batches` shortens every epoch, for
+    trials. Labels of unlabelled sets are -1.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class TwoViewDataModule(pl.LightningDataModule):
         batch_size: int,
         seed: int = 0,
         drop_last: bool = True,
+        shuffle: Literal["full", "blocks"] = "full",
         num_workers: int = 0,
         max_batches: int | None = None,
     ) -> None:
@@ -91,12 +97,28 @@ class TwoViewDataModule(pl.LightningDataModule):
             raise UserError(f"loader.num_workers={num_workers} are too many processes; {MOST_WORKERS} at most")
         if max_batches is not None and max_batches < 1:
             raise UserError(f"loader.max_batches must be at least 1, not {max_batches}")
+        if shuffle not in ("full", "blocks"):
+            raise UserError(f"loader.shuffle={shuffle!r} is neither full nor blocks")
+        self.blocks = train.samples.blocks() if isinstance(train.samples, OnDemand) else None
+        if shuffle == "blocks" and self.blocks is None:
+            raise UserError(
+                "loader.shuffle=blocks is for sets that are read in blocks, as data=parquet with data.in_memory=false, "
+                f"and {train.name} is {'in memory' if train.in_memory else 'read file by file'}: leave it at full"
+            )
+        if shuffle == "full" and self.blocks is not None and self.blocks[0].max() >= 2 * self.blocks[1]:
+            log.info(
+                "every image of a batch lies in a row group of its own, of which %d fit into data.cache_mb and there "
+                "are %s: loader.shuffle=blocks reads each of them once an epoch",
+                self.blocks[1],
+                f"{int(self.blocks[0].max()) + 1:,}",
+            )
         self.train = train
         self.views = views
         self.views.attach(train)
         self.batch_size = batch_size
         self.seed = seed
         self.drop_last = drop_last
+        self.shuffle = shuffle
         self.num_workers = num_workers
         self.max_batches = max_batches
         self.device = torch.device("cpu")  # where views are made
@@ -199,7 +221,11 @@ class GlobalBatches(Sampler[Tensor]):
         assert trainer is not None
         # One optimizer step per batch. Workers ask for their first batches before the trainer knows its own step again.
         epoch, done = divmod(max(trainer.global_step, data.first_step), len(self))
-        order = permutation(len(data.train), data.seed, epoch)
+        if data.shuffle == "blocks":
+            assert data.blocks is not None
+            order = permutation_by_blocks(*data.blocks, data.seed, epoch)
+        else:
+            order = permutation(len(data.train), data.seed, epoch)
         if data.train.in_memory:  # once an epoch: copied batch by batch, the host would wait for a GPU in each step
             order = order.to(data.device)
         for batch in order.split(data.batch_size)[done : len(self)]:

@@ -1,5 +1,6 @@
 """Samples that are decoded when asked for, and the one place where that is done in threads."""
 
+import itertools
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -44,11 +45,23 @@ class OnDemand(ABC):
     def stamp(self) -> Any:
         """What tells these samples from others without decoding them, as names and sizes of files: plain containers."""
 
+    def blocks(self) -> tuple[Tensor, int] | None:
+        """The block in which each sample lies, int64 (N,), of which all is read at once, and how many blocks a process
+        holds; None where each sample is read by itself.
+        """
+        return None
+
     def fetch(self, index: Sequence[int]) -> Samples:
-        """The samples of an index (B,) as a batch. Decoded in threads, except in a worker, which is one of several."""
-        if len(index) < 2 or not self.threads or get_worker_info() is not None:
-            return stack([self[i] for i in index])
-        return stack(list(in_threads(self.__getitem__, index)))
+        """The samples of an index (B,) as a batch. Decoded in threads, except in a worker, which is one of several; in
+        the order in which they lie, so that what holds several of them is read once.
+        """
+        order = sorted(range(len(index)), key=index.__getitem__)
+        rows = [index[i] for i in order]
+        alone = len(index) < 2 or not self.threads or get_worker_info() is not None
+        found: list[Any] = [None] * len(index)
+        for i, sample in zip(order, (map if alone else in_threads)(self.__getitem__, rows), strict=True):
+            found[i] = sample
+        return stack(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +70,6 @@ class Selection(OnDemand):
 
     samples: OnDemand
     index: Tensor  # int64 (B,)
-
-    @property
-    def threads(self) -> bool:  # type: ignore[override]
-        return self.samples.threads
 
     @property
     def shape(self) -> Shape:
@@ -72,14 +81,23 @@ class Selection(OnDemand):
     def __getitem__(self, index: int) -> Samples:
         return self.samples[int(self.index[index])]
 
+    def fetch(self, index: Sequence[int]) -> Samples:
+        return self.samples.fetch(self.index[torch.tensor(index)].tolist())
+
     def stamp(self) -> Any:
         return [self.samples.stamp(), self.index.tolist()]
 
+    def blocks(self) -> tuple[Tensor, int] | None:
+        found = self.samples.blocks()
+        return None if found is None else (found[0][self.index], found[1])
+
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterable[R]:
-    """Map in order, on as many threads as there are cores."""
+    """Map in order, on as many threads as there are cores; never many more items at once than that."""
+    left = iter(items)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(function, items)
+        while some := list(itertools.islice(left, 1024)):
+            yield from pool.map(function, some)
 
 
 SHARED = Path("/dev/shm")  # where Linux keeps what processes share

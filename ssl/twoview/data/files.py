@@ -4,9 +4,12 @@ import io
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from twoview.errors import UserError, listed
 
@@ -23,6 +26,66 @@ class Blob(NamedTuple):
 
     def __str__(self) -> str:
         return self.name
+
+
+class DamagedError(UserError):
+    """A file that should hold a sample and cannot be read or decoded."""
+
+
+class Sources(Sequence[Path | Blob]):
+    """Files that are read when asked for by their number. Picklable."""
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return [self.one(i) for i in range(*index.indices(len(self)))] if isinstance(index, slice) else self.one(index)
+
+    @abstractmethod
+    def one(self, index: int) -> Path | Blob: ...
+
+    @abstractmethod
+    def take(self, rows: Sequence[int] | Tensor) -> "Sources":
+        """Those of an index (B,), in its order."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Where a file lies, as `str(self[index])`; read only where the name is part of what is read."""
+
+    @abstractmethod
+    def stamp(self) -> Any:
+        """What tells these files from others without reading them: plain containers. Where they lie does not enter."""
+
+    @abstractmethod
+    def blocks(self) -> tuple[Tensor, int] | None:
+        """The block in which each lies, int64 (N,), of which all is read at once, and how many blocks are held; None
+        where each is read by itself.
+        """
+
+
+class NamesOf(Sequence[str]):
+    """The names of files relative to a folder, made when asked for."""
+
+    def __init__(self, sources: Sources, root: Path) -> None:
+        self.sources, self.root = sources, root
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return os.path.relpath(self.sources.name(index), self.root)
+
+
+def name_of(sources: Sequence[Path | Blob], index: int) -> str:
+    return sources.name(index) if isinstance(sources, Sources) else str(sources[index])
+
+
+def stamp_of(sources: Sequence[Path | Blob]) -> Any:
+    """Names and sizes of the files. Where they lie does not enter."""
+    if isinstance(sources, Sources):
+        return sources.stamp()
+    common = os.path.commonpath([os.path.dirname(str(source)) for source in sources])
+    sizes = [source.stat().st_size if isinstance(source, Path) else len(source.data) for source in sources]
+    return [[os.path.relpath(str(source), common) for source in sources], sizes]
 
 
 def refuse_pipe(path: Path) -> None:

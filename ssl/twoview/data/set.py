@@ -31,6 +31,21 @@ class Rows(Sequence[str]):
         return f"{self.of} row {self.numbers[index]}"
 
 
+class Picked(Sequence[str]):
+    """Some of the names, looked up when asked for."""
+
+    def __init__(self, names: Sequence[str], index: Tensor) -> None:
+        self.names, self.rows = names, index
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self.names[i] for i in self.rows[index].tolist()]
+        return self.names[int(self.rows[index])]
+
+
 @dataclass(frozen=True, eq=False)
 class SampleSet:
     """Samples with all that is known about them.
@@ -115,7 +130,7 @@ class SampleSet:
             self,
             samples=Selection(samples, index.cpu()) if isinstance(samples, OnDemand) else take(samples, index),
             labels=None if self.labels is None else self.labels[index.to(self.labels.device)],
-            names=[self.names[i] for i in index.tolist()],
+            names=Picked(self.names, index.cpu()),
             factors={name: values[index.to(values.device)] for name, values in self.factors.items()},
         )
 

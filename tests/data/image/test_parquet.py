@@ -186,7 +186,7 @@ def test_layouts_of_the_hub(tmp_path: Path, name: str) -> None:
 def test_a_test_split_without_labels_gives_way_to_a_validation_split(tmp_path: Path) -> None:
     for split, label in (("train", 0), ("test", -1), ("validation", 0)):
         write(tmp_path / f"{split}.parquet", [picture(0)], [label])
-    assert load(tmp_path, "test").names == ["validation.parquet, row 0"]
+    assert list(load(tmp_path, "test").names) == ["validation.parquet, row 0"]
     (tmp_path / "validation.parquet").unlink()
     assert load(tmp_path, "test").labels is None
 
@@ -246,7 +246,7 @@ def test_rows_without_an_image_are_named(tmp_path: Path, odd: Any, words: str) -
 
 
 def test_columns_of_something_else_are_named(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"image": [[1, 2]], "label": [0.5]}), tmp_path / "train.parquet")
+    pq.write_table(pa.table({"image": [[1, 2]], "label": [0]}), tmp_path / "train.parquet")
     with pytest.raises(UserError, match=r"'image' holds an array of the shape \(2,\) .*, which is no image"):
         parquet(tmp_path, "train")
     write(tmp_path / "train.parquet", [picture(0)], [0.5])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from twoview.data.audio.resample import resample
 from twoview.data.demand import OnDemand, in_threads
-from twoview.data.files import Blob, refuse_pipe
+from twoview.data.files import Blob, Sources, name_of, refuse_pipe, stamp_of
 from twoview.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Clips(OnDemand):
         self.sources = sources
         self.rate = rate
         if seconds is None:
-            seconds = max(in_threads(seconds_of, sources))
+            seconds = max(in_threads(lambda i: seconds_of(sources[i]), range(len(sources))))
         self.window = max(1, round(seconds * rate))
 
     @property
@@ -135,14 +135,17 @@ class Clips(OnDemand):
             waves[i], lengths[i] = clip["wave"], clip["length"]
         silent = (waves.amax(1) == waves.amin(1)).nonzero().flatten().tolist()
         if silent:
-            log.warning("%d of %s clips are silent; the first is %s", len(silent), f"{n:,}", self.sources[silent[0]])
+            log.warning(
+                "%d of %s clips are silent; the first is %s", len(silent), f"{n:,}", name_of(self.sources, silent[0])
+            )
         return {"wave": waves, "length": lengths}
 
     def stamp(self) -> Any:
         """The window, and the names and sizes of the files. Where they lie does not enter."""
-        common = os.path.commonpath([os.path.dirname(str(source)) for source in self.sources])
-        sizes = [source.stat().st_size if isinstance(source, Path) else len(source.data) for source in self.sources]
-        return [self.rate, self.window, [os.path.relpath(str(source), common) for source in self.sources], sizes]
+        return [self.rate, self.window, stamp_of(self.sources)]
+
+    def blocks(self) -> tuple[Tensor, int] | None:
+        return self.sources.blocks() if isinstance(self.sources, Sources) else None
 
 
 def loudest(wave: np.ndarray, window: int) -> np.ndarray:

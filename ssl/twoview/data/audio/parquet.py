@@ -1,6 +1,5 @@
 """Sounds in Parquet files, as Hugging Face stores them: a column of {bytes, path}, columns of labels and speakers."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,7 +8,9 @@ import torch
 
 from twoview.data.audio.decode import Clips, load_clips
 from twoview.data.audio.mel import Mel, fitted
-from twoview.data.columns import count_rows, find_splits, read_classes, read_column, read_files
+from twoview.data.columns import count_rows, find_splits, read_classes, read_column
+from twoview.data.files import NamesOf
+from twoview.data.groups import CACHE_MB, FileColumn
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
 
@@ -26,6 +27,7 @@ def audio_parquet(
     train: str | None = None,
     test: str | None = None,
     in_memory: bool | Literal["auto"] = "auto",
+    cache_mb: float = CACHE_MB,
 ) -> SampleSet | None:
     """The sounds of the Parquet files below `root`, in order of the files' names.
 
@@ -39,18 +41,18 @@ def audio_parquet(
     if split == "test" and not of_test and not test_speakers:
         return None
     files = of_train if split == "train" else [*of_train, *of_test]  # the test split needs mean and deviation of train
-    blobs = read_files(files, audio_column, "audio")
+    sounds = FileColumn(files, audio_column, "audio", cache_mb=cache_mb)
     n = sum(count_rows(file) for file in of_train)
-    known, said = [], [""] * len(blobs)
+    known, said = [], [""] * len(sounds)
     if speaker_column is not None:
         names = [str(name) for file in [*of_train, *of_test] for name in read_column(file, speaker_column, "speaker")]
-        known, said = sorted(set(names)), names[: len(blobs)]
+        known, said = sorted(set(names)), names[: len(sounds)]
     left = _held_out(known, test_speakers or ())
     learned = [row for row in range(n) if said[row] not in left]
     if split == "train":
         rows = learned
     else:
-        rows = [row for row in range(len(blobs)) if (said[row] in left if left else row >= n)]
+        rows = [row for row in range(len(sounds)) if (said[row] in left if left else row >= n)]
     if not rows or not learned:
         raise UserError(f"{root} has no rows in the {split} split ({', '.join(f.name for f in files)})")
 
@@ -58,10 +60,10 @@ def audio_parquet(
     classes: tuple[str, ...] = ()
     if label_column:
         labelled, start = (of_test, n) if split == "test" and not left else (files, 0)
-        numbers, classes = read_classes(labelled, of_train, label_column, blobs[start:])
+        numbers, classes = read_classes(labelled, of_train, label_column)
         labels = None if numbers is None else numbers[torch.tensor(rows) - start]
-    window = Clips([blobs[row] for row in learned], mel.rate, seconds)
-    clips = load_clips([blobs[row] for row in rows], mel.rate, window.window / mel.rate, in_memory)
+    window, own = Clips(sounds.take(learned), mel.rate, seconds), sounds.take(rows)
+    clips = load_clips(own, mel.rate, window.window / mel.rate, in_memory)
     preprocess = fitted(mel, clips if split == "train" else window)
     return SampleSet(
         name=root.resolve().name,
@@ -69,7 +71,7 @@ def audio_parquet(
         labels=labels,
         classes=classes,
         preprocess=preprocess,
-        names=[os.path.relpath(str(blobs[row]), root) for row in rows],
+        names=NamesOf(own, root),
         factors={"speaker": torch.tensor([known.index(said[row]) for row in rows])} if known else {},
         draw=preprocess.picture,
     )

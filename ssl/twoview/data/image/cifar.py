@@ -28,8 +28,9 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import download_url
 
-from twoview.data.columns import class_names, column_names, read_files, read_labels
+from twoview.data.columns import class_names, column_names, read_labels
 from twoview.data.files import refuse_pipe
+from twoview.data.groups import FileColumn
 from twoview.data.image.decode import Encoded
 from twoview.data.image.pixels import Pixels, draw
 from twoview.data.set import Rows, SampleSet
@@ -159,8 +160,8 @@ def _read_batches(source: Source, folder: Path, split: str, unverified: bool) ->
 def _read_shards(source: Source, folder: Path, split: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     files = _complete(folder, split)
     image = "img" if "img" in column_names(files[0]) else "image"
-    images = _cached(f"{source.name}-{split}", files, lambda: Encoded(read_files(files, image, "image")).decode_all())
-    labels = read_labels(files, source.label)
+    images = _cached(f"{source.name}-{split}", files, lambda: Encoded(FileColumn(files, image, "image")).decode_all())
+    labels = read_labels(files, source.label).all()
     if not all(isinstance(label, int) for label in labels):
         raise UserError(f"{folder} has no numbers in its column {source.label!r}: delete it and get it again")
     classes = class_names(files[0], source.label) or tuple(str(i) for i in range(source.classes))

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from twoview.data.demand import OnDemand, in_threads
-from twoview.data.files import Blob, refuse_pipe
+from twoview.data.files import Blob, DamagedError, Sources, name_of, refuse_pipe, stamp_of
+from twoview.data.image.pixels import statistics_sample
 from twoview.data.image.rgb import colour, orientation, rgb, upright
 from twoview.errors import UserError, listed
 
@@ -33,10 +34,6 @@ IN_MEMORY_BYTES = 2**30  # sets up to this size are decoded once into one array
 LARGEST = 2**14  # pixels of a side that `data.size` can ask for
 
 OnError = Literal["stop", "skip"]
-
-
-class DamagedError(UserError):
-    """A file that should be an image and cannot be decoded."""
 
 
 @cache
@@ -135,13 +132,15 @@ class Encoded(OnDemand):
         _, h, w = self.shape
         if (width, height) != (w, h):
             raise UserError(
-                f"{self.sources[0]} has {w} x {h} pixels, {self.sources[index]} has {width} x {height}: "
+                f"{name_of(self.sources, 0)} has {w} x {h} pixels, {name_of(self.sources, index)} has {width} x "
+                f"{height}: "
                 "images of one set need one size; data.size=224 resizes and crops them all to 224 x 224"
             )
 
-    def check_all(self) -> None:
-        """Whether all images have one size, from their headers."""
-        self._each(lambda index: self.check(index, *header_size(self.sources[index])))
+    def check_some(self) -> None:
+        """Whether images have one size, from their headers: all, or a fixed draw where there are many."""
+        drawn = statistics_sample(len(self)).sort().values.tolist()
+        self._each(lambda i: self.check(drawn[i], *header_size(self.sources[drawn[i]])), len(drawn))
 
     def decode_all(self) -> Tensor:
         """All images, uint8 (N, 3, H, W)."""
@@ -155,43 +154,43 @@ class Encoded(OnDemand):
             images[index] = image = self.decode(index)
             plain[index] = image.min() == image.max()
 
-        self._each(fill)
+        self._each(fill, n)
         if plain.any() and h * w > 1:
-            first = self.sources[int(plain.argmax())]
+            first = name_of(self.sources, int(plain.argmax()))
             log.warning("%s of %s images are of one grey level; the first is %s", f"{plain.sum():,}", f"{n:,}", first)
         return torch.from_numpy(images)
 
     def damaged(self) -> list[int]:
         """Those that cannot be decoded: all are tried."""
-        return sorted(self._damages(self.decode))
+        return sorted(self._damages(self.decode, len(self)))
 
-    def _each(self, work: Callable[[int], Any]) -> None:
-        """UserError that names all files on which the work fails."""
-        found = self._damages(work)
+    def _each(self, work: Callable[[int], Any], n: int) -> None:
+        """UserError that names all files on which the work fails, of n."""
+        found = self._damages(work, n)
         if len(found) == 1:
             raise found.popitem()[1]
         if found:
-            names = listed([str(self.sources[index]) for index in sorted(found)], most=20)
-            raise DamagedError(f"{len(found):,} of {len(self):,} images are damaged: {names}; {found[min(found)]}")
+            names = listed([name_of(self.sources, index) for index in sorted(found)], most=20)
+            raise DamagedError(f"{len(found):,} of {n:,} images are damaged: {names}; {found[min(found)]}")
 
-    def _damages(self, work: Callable[[int], Any]) -> dict[int, DamagedError]:
+    def _damages(self, work: Callable[[int], Any], n: int) -> dict[int, DamagedError]:
         found: dict[int, DamagedError] = {}
 
         def some(start: int) -> None:
-            for index in range(start, min(start + 64, len(self))):
+            for index in range(start, min(start + 64, n)):
                 if error := _fails(work, index):
                     found[index] = error
 
-        for _ in (in_threads if self.threads else map)(some, range(0, len(self), 64)):
+        for _ in (in_threads if self.threads else map)(some, range(0, n, 64)):
             pass
         return found
 
     def stamp(self) -> Any:
         """The size that is decoded to, and the names and sizes of the files. Where they lie does not enter."""
-        common = os.path.commonpath([os.path.dirname(str(source)) for source in self.sources])
-        sizes = [source.stat().st_size if isinstance(source, Path) else len(source.data) for source in self.sources]
-        names = [os.path.relpath(str(source), common) for source in self.sources]
-        return [self.size, names, sizes]
+        return [self.size, stamp_of(self.sources)]
+
+    def blocks(self) -> tuple[Tensor, int] | None:
+        return self.sources.blocks() if isinstance(self.sources, Sources) else None
 
 
 def check_memory(n: int, shape: tuple[int, int, int]) -> None:
@@ -241,18 +240,18 @@ def load_images(
         if in_memory:
             return encoded.decode_all()
         if size is None:  # better to hear of a misfit now than hours into the run
-            encoded.check_all()
+            encoded.check_some()
     except DamagedError as error:
         raise DamagedError(f"{error}, or leave out what is damaged by data.on_error=skip") from None
     return encoded
 
 
-def intact(sources: Sequence[Path | Blob], on_error: OnError, what: str) -> list[int]:
+def intact(sources: Sequence[Path | Blob], on_error: OnError, what: str) -> Sequence[int]:
     """The rows of the images to take: all of them; with on_error="skip" those that can be decoded, the others are said.
 
     UserError where none is left. `what` they are, for messages.
     """
-    rows = list(range(len(sources)))
+    rows = range(len(sources))
     if on_error == "stop":
         return rows
     if on_error != "skip":
@@ -260,8 +259,10 @@ def intact(sources: Sequence[Path | Blob], on_error: OnError, what: str) -> list
     log.info("decoding %s images of %s to find damaged ones", f"{len(sources):,}", what)
     bad = set(Encoded(sources, 1).damaged())
     if len(bad) == len(rows):
-        raise UserError(f"not one of the {len(rows):,} images of {what} can be decoded: {sources[0]} is the first")
+        raise UserError(
+            f"not one of the {len(rows):,} images of {what} can be decoded: {name_of(sources, 0)} is the first"
+        )
     if bad:
-        names = listed([str(sources[row]) for row in sorted(bad)], most=20)
+        names = listed([name_of(sources, row) for row in sorted(bad)], most=20)
         log.warning("%s of %s images of %s are damaged and left out: %s", len(bad), f"{len(rows):,}", what, names)
     return [row for row in rows if row not in bad]

@@ -1,15 +1,15 @@
 """Images in Parquet files, as Hugging Face stores them: a column of {bytes, path}, and a column of labels."""
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from twoview.data.columns import count_rows, find_splits, read_classes, read_files
-from twoview.data.files import Blob
+from twoview.data.columns import find_splits, read_classes
+from twoview.data.files import NamesOf
+from twoview.data.groups import CACHE_MB, FileColumn
 from twoview.data.image.decode import Encoded, OnError, intact, load_images
-from twoview.data.image.pixels import Pixels, draw, pixel_statistics, statistics_sample
+from twoview.data.image.pixels import Pixels, draw, pixel_statistics
 from twoview.data.image.rgb import png
 from twoview.data.set import SampleSet
 from twoview.data.splits import held_out
@@ -27,45 +27,49 @@ def parquet(
     size: int | None = None,
     background: str = "white",
     on_error: OnError = "stop",
+    in_memory: bool | Literal["auto"] = "auto",
+    cache_mb: float = CACHE_MB,
 ) -> SampleSet | None:
     """The images of the Parquet files below `root`, in order of the files' names.
 
     Splits as in `twoview.data.columns.find_splits`. Images are encoded bytes, {bytes, path}, paths relative to their
     Parquet file, or arrays (H, W), (H, W, C) of grey levels. Labels are whole numbers or texts; null, NaN, an empty
     text and -1 are none. The classes are those that the metadata of the first train file names, else the sorted
-    values of the train split. `label_column=None`: unlabelled. A set too large to decode into memory keeps its
-    compressed bytes there and decodes on demand. All else as for `image_folder`.
+    values of the train split. `label_column=None`: unlabelled. A set too large to decode into memory stays in its
+    files: a batch comes from their row groups, of which a process holds `cache_mb` megabytes. `on_error="skip"` leaves
+    out files that are no Parquet files, too. All else as for `image_folder`.
     """
     root = Path(root).expanduser()
-    of_train, of_test = find_splits(root, train, test, label_column)
+    of_train, of_test = find_splits(root, train, test, label_column, on_error)
     if split == "test" and not of_test and holdout is None:
         return None
     files = of_test if split == "test" and of_test else of_train
-    samples = read_files(files, image_column, "image", encode=png)
-    if not samples:
+    samples = FileColumn(files, image_column, "image", png, cache_mb)
+    if not len(samples):
         raise UserError(f"{root} has no rows in the {split} split ({', '.join(f.name for f in files)})")
-    labels, classes = read_classes(files, of_train, label_column, samples) if label_column else (None, ())
-    rows = list(range(len(samples)))
-    learned: Sequence[Path | Blob] = []  # what a test split has mean and std from
+    labels, classes = read_classes(files, of_train, label_column) if label_column else (None, ())
+    learned: FileColumn | None = None  # what a test split has mean and std from
     if holdout is not None and not of_test:
-        keep, out = held_out(torch.zeros(len(rows)) if labels is None else labels, holdout)
-        rows, learned = (keep, []) if split == "train" else (out, [samples[row] for row in keep])
+        keep, out = held_out(torch.zeros(len(samples)) if labels is None else labels, holdout)
+        learned = None if split == "train" else samples.take(keep)
+        rows = torch.tensor(keep if split == "train" else out)
+        samples, labels = samples.take(rows), None if labels is None else labels[rows]
     elif split == "test":
-        needed = None
-        if on_error == "stop":  # else damaged ones change which of them are drawn
-            needed = set(statistics_sample(sum(count_rows(file) for file in of_train)).tolist())
-        learned = read_files(of_train, image_column, "image", needed, encode=png)
-    rows = [rows[i] for i in intact([samples[row] for row in rows], on_error, f"the {split} split")]
-    images = load_images([samples[row] for row in rows], size, "auto", background)
-    if learned:
-        learned = [learned[i] for i in intact(learned, on_error, "the train split")]
-    mean, std = pixel_statistics(Encoded(learned, size, background) if learned else images)
+        learned = FileColumn(of_train, image_column, "image", png, cache_mb)
+    kept = intact(samples, on_error, f"the {split} split")
+    if len(kept) < len(samples):
+        rows = torch.tensor(kept)
+        samples, labels = samples.take(rows), None if labels is None else labels[rows]
+    images = load_images(samples, size, in_memory, background)
+    if learned is not None:
+        learned = learned.take(intact(learned, on_error, "the train split"))
+    mean, std = pixel_statistics(images if learned is None else Encoded(learned, size, background))
     return SampleSet(
         name=root.resolve().name,
         samples=images,
-        labels=None if labels is None else labels[torch.tensor(rows)],
+        labels=labels,
         classes=classes,
         preprocess=Pixels(mean, std),
-        names=[os.path.relpath(str(samples[row]), root) for row in rows],
+        names=NamesOf(samples, root),
         draw=draw,
     )

@@ -88,7 +88,7 @@ def pixel_statistics(images: Tensor | OnDemand) -> tuple[tuple[float, ...], tupl
     whether the images lie in memory or are decoded on demand, and the test split gets those of train without
     decoding all of it. The deviation is at least one grey level, so that a constant image can be normalised.
     """
-    sample = statistics_sample(len(images))
+    sample = statistics_sample(len(images)).sort().values  # neighbours are read together
     batches: Iterable[Any]
     if isinstance(images, Tensor):
         batches, channels = images.cpu()[sample].split(256), images.shape[1]
