@@ -362,3 +362,26 @@ def test_a_batch_of_one_is_refused_the_last_one_too(name: str) -> None:
         UserError, match=r"drop_last=false leaves a last batch of 1, which is too small.*Set it to true"
     ):
         model.begin(Begin(global_batch_size=N, steps=50, epochs=2, last_batch=1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_in_pieces_gives_the_weights_of_the_whole(name: str) -> None:
+    """Twenty steps with an encoder without batch statistics, which are all that may differ: heads see the whole."""
+    fits, passed = [], []
+    for pieces in (1, 4):
+        model = make(name, torch.float64)
+        model.encoder.norm = nn.Identity()
+        if model.teacher is not None:
+            model.teacher.norm = nn.Identity()
+        model.encoder.conv.register_forward_hook(lambda conv, x, y: passed.append(len(x[0])))
+        model.begin(Begin(global_batch_size=N, steps=50, epochs=2, pieces=pieces))
+        optimizer = optimizer_of(model)
+        losses = [advance(model, optimizer, batch(step, torch.float64)) for step in range(20)]
+        fits.append((torch.stack(losses), model.state_dict(), set(passed)))
+        passed.clear()
+    (whole, state, rows), (losses, found, fewer) = fits
+    assert {n // 4 for n in rows} == fewer
+    near = 1e-6 if name == "corinfomax" else 1e-9  # it inverts what it adds 1e-8 to
+    torch.testing.assert_close(losses, whole, rtol=near, atol=near)
+    for key, value in state.items():
+        torch.testing.assert_close(found[key], value, rtol=near, atol=near, msg=lambda m, k=key: f"{k}: {m}")

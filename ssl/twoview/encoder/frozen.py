@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twoview.data.demand import Samples, Shape
+from twoview.data.demand import Samples, Shape, each
 from twoview.data.preprocess import Preprocess
 
 
@@ -30,8 +30,16 @@ class Frozen(nn.Module):
 
     def forward(self, samples: Samples) -> Tensor:
         """Samples (B, ...), stored or prepared (images: uint8, or float in [0, 1]), to features h (B, dim)."""
-        h: Tensor = self.encoder(self.preprocess(samples))
+        h: Tensor = self.encoder(each(lambda values: as_weights(values, self.encoder), self.preprocess(samples)))
         return h
+
+
+def as_weights(values: Tensor, network: nn.Module) -> Tensor:
+    """Floats in the dtype of the network's weights: views are made in float32 also in a run with
+    `trainer.precision=64-true`.
+    """
+    dtype = next((p.dtype for p in network.parameters()), values.dtype)
+    return values.to(dtype) if values.is_floating_point() else values
 
 
 def digest(module: nn.Module) -> str:

@@ -14,6 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from twoview.data.demand import Samples, each, stack, tensors
 from twoview.data.set import SampleSet
+from twoview.encoder.frozen import as_weights
 from twoview.errors import UserError
 
 
@@ -116,7 +117,7 @@ def spaces(encoder: nn.Module, projector: nn.Module | None) -> Iterator[Callable
     def features(samples: Samples) -> dict[str, Tensor]:
         device = tensors(samples)[0].device
         with torch.autocast(device.type, enabled=False):
-            h = encoder(laid_out(samples, device))
+            h = encoder(each(lambda values: as_weights(values, encoder), laid_out(samples, device)))
             return {"h": h.float()} | ({} if projector is None else {"z": projector(h).float()})
 
     try:

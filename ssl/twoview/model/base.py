@@ -11,11 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from twoview.data.batches import Batch
+from twoview.encoder.frozen import as_weights
 from twoview.errors import UserError
 from twoview.model.part.momentum import refuse_low_precision
 from twoview.optim.recipe import Recipe
 from twoview.optim.role import Role
 from twoview.parallel import devices
+from twoview.parallel.pieces import in_pieces
 from twoview.parallel.precision import half_of
 
 
@@ -46,7 +48,8 @@ class Begin:
     `view_shapes`: the shape of each view of a sample; empty if not known before the first batch. `mixed`: first views
     are mixtures of neighbours. `labelled`: there are samples with labels. `metered`: somebody logs what `training_step`
     returns; if not, the method does. `last_batch`: samples of an incomplete last batch, if an epoch has one.
-    `through(network, views)`: the pass through an encoder while training, which may be by compiled code.
+    `through(network, views)`: the pass through an encoder while training, which may be by compiled code. `pieces`: into
+    how many a device's rows are divided for it.
     """
 
     global_batch_size: int
@@ -61,6 +64,7 @@ class Begin:
     metered: bool = False
     last_batch: int | None = None
     through: Callable[[nn.Module, Tensor], Tensor] = plain_pass
+    pieces: int = 1
 
     def need(self, samples: int, why: str) -> None:
         """UserError where a batch has fewer samples."""
@@ -130,6 +134,13 @@ class Method(pl.LightningModule):
             raise UserError(f"{type(self).__name__} has no use for mixtures of images; set augment.mix=null")
         if self.reads_labels and not run.labelled:
             raise UserError(f"{type(self).__name__} learns from labels, and the training set has none")
+        for rows in sorted(run.shares or {run.global_batch_size // run.world_size}):
+            if run.pieces > 1 and (rows % run.pieces or rows // run.pieces < 2):
+                raise UserError(
+                    f"pieces={run.pieces}: a device's {rows} samples of a batch do not divide into as many equal "
+                    "pieces of at least 2; change batch_size or pieces, and leave out an incomplete last batch "
+                    "(loader.drop_last=true)"
+                )
         self._run = run
 
     def outlook(self) -> str:
@@ -148,13 +159,19 @@ class Method(pl.LightningModule):
         return self._run
 
     @property
+    def pieces(self) -> int:
+        """Into how many a device's rows are divided for an encoder."""
+        return 1 if self._run is None else self._run.pieces
+
+    @property
     def progress(self) -> float:
         """The share of the run's steps that are made; 0 outside of a trainer."""
         return 0.0 if self._trainer is None else self.global_step / max(1, self.run.steps)
 
     def through(self, network: nn.Module, views: Tensor) -> Tensor:
-        """`network(views)`: (B, ...) -> (B, D), by compiled code where the run has that."""
-        return (plain_pass if self._run is None else self._run.through)(network, views)
+        """`network(views)`: (B, ...) -> (B, D), by compiled code and in pieces where the run has that."""
+        through = plain_pass if self._run is None else self._run.through
+        return in_pieces(through, network, views, self.pieces)
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of the global batch (B, ...), in its order, from those of each device (B / W, ...), with gradients.
@@ -179,7 +196,8 @@ class Method(pl.LightningModule):
         if not isinstance(batch, Batch):
             batch = self._viewed(batch) if self.views is not None else Batch(tuple(batch[0]), *batch[1:])
         self._check_views(len(batch.views))
-        outcome = self.step(batch)
+        views = tuple(as_weights(view, self.encoder) for view in batch.views)
+        outcome = self.step(batch._replace(views=views))
         if self._trainer is not None and not self.run.metered:
             chance = {} if outcome.chance is None else {"chance_loss": outcome.chance}
             logged = {"loss": outcome.loss, **chance, **outcome.numbers}

@@ -117,7 +117,8 @@ class MoCo(Method):
         return F.normalize(z.to(self.queue.rows.dtype), dim=1)
 
     def _shuffles(self) -> bool:
-        several = self.groups > 1 or (devices.world_size() > 1 and norm.has_own_batch_norm(self.teacher))
+        several = self.groups > 1 or self.pieces > 1
+        several = several or (devices.world_size() > 1 and norm.has_own_batch_norm(self.teacher))
         return self.shuffle_keys and several  # within one group an order changes nothing
 
     def heads(self) -> dict[str, nn.Module]:
@@ -143,9 +144,16 @@ class MoCo(Method):
                     "equal groups of at least 2; change batch_size or model.split_batch_norm (1: not split), and leave "
                     "out an incomplete last batch (loader.drop_last=true)"
                 )
-        for module in self.modules():
-            if isinstance(module, norm.SplitBatchNorm):
-                module.groups = groups
+        if self.groups > 1 and groups % run.pieces:
+            raise UserError(
+                f"pieces={run.pieces} do not divide the {groups} groups of batch statistics that a device has by "
+                f"model.split_batch_norm={self.groups}; choose one of both so that they do, or "
+                "model.split_batch_norm=1: batch statistics are those of a piece in any case"
+            )
+        for network in (self, self.encoder, self.teacher):  # encoders see a piece, heads a device's whole share
+            for module in network.modules():
+                if isinstance(module, norm.SplitBatchNorm):
+                    module.groups = groups if network is self else groups // run.pieces
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]

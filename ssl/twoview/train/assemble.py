@@ -86,6 +86,7 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
         checkpoints=checkpoints,
         logger=TensorBoard(save_dir=str(folder), name="", version=""),
     )
+    trainer.precision_plugin.convert_module(model)  # Lightning does so after a checkpoint is loaded, and would round it
     model.begin(_begin(config, data, trainer, shapes))
     identity = Identity(
         config_hash(config),
@@ -202,4 +203,5 @@ def _begin(
         labelled=labels is not None and bool((labels >= 0).any()),
         metered=True,
         through=through,
+        pieces=config.get("pieces") or 1,
     )

@@ -12,6 +12,7 @@ MONITORS = ("knn", "quality")  # sections that may be null
 KEYS = {
     "channels_last": bool,
     "compile": bool | Literal["auto"] | None,
+    "pieces": int | None,
     "name": str,
     "seed": int,
     "epochs": int,
@@ -49,6 +50,8 @@ def check(config: dict[str, Any]) -> None:
             )
     if config["epochs"] < 1:
         raise UserError(f"epochs={config['epochs']}: a run needs at least one epoch")
+    if (pieces := config.get("pieces")) is not None and pieces < 1:
+        raise UserError(f"pieces={pieces} must be at least 1, which is the whole batch at once")
     if not 0 <= config["seed"] < 2**32:
         raise UserError(f"seed={config['seed']} must lie in [0, 2^32)")
     schema.check(config)

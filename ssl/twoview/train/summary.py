@@ -19,6 +19,7 @@ def brief(run: Assembly) -> list[str]:
     share = (
         f" ({batch // trainer.world_size} on each of {trainer.world_size} devices)" if trainer.world_size > 1 else ""
     )
+    share += f", the encoder in {model.run.pieces} pieces" if model.run.pieces > 1 else ""
     steps, outlook = data.batches_per_epoch * config["epochs"], model.outlook()
     rule = {"linear": f"x {batch}/256", "sqrt": f"x sqrt({batch}/256)", "none": "as it is"}[recipe.lr_scaling]
     schedule = f"lr {recipe.lr(batch):.4g} = {recipe.lr_per_256:g} {rule} ({recipe.lr_scaling})"
