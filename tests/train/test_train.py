@@ -357,7 +357,7 @@ def test_a_second_signal_does_not_wait(
     def twice(self: Meter, trainer: Any, *args: Any) -> None:
         if trainer.global_step == 6:
             signal.raise_signal(number)
-            monkeypatch.setattr("twoview.run.saving.ECHO", -1.0)  # the second comes long after
+            monkeypatch.setattr("twoview.run.signals.ECHO", -1.0)  # the second comes long after
             signal.raise_signal(number)
 
     monkeypatch.setattr(Meter, "on_train_batch_end", twice)
@@ -368,6 +368,34 @@ def test_a_second_signal_does_not_wait(
         signal.signal(number, handler)
     assert ended.code == code
     assert read(tmp_path / "run")["global_step"] == 4
+
+
+def test_a_second_signal_does_not_wait_for_a_long_call_of_c(tiny: list[str], tmp_path: Path) -> None:
+    """Handlers of Python's run when it is over, which may be never: a process that waits for others."""
+    code = """
+import hashlib, sys
+from twoview.commands import run
+from twoview.watch.meter import Meter
+
+def hook(self, trainer, *args):
+    if trainer.global_step == 6:
+        print("inside", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+Meter.on_train_batch_end = hook
+run("train", sys.argv[1:])
+"""
+    words = [*tiny, "knn=null", "quality=null", "hydra.run.dir=run"]
+    process = subprocess.Popen([sys.executable, "-c", code, *words], cwd=tmp_path, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    while process.stdout.readline() != b"inside\n":
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    assert process.poll() is None  # the first is to save
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    assert read(tmp_path / "run")["global_step"] == 4
+    assert not list((tmp_path / "run").glob("*.part"))
 
 
 def test_a_signal_to_the_process_and_its_group_is_one(

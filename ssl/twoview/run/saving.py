@@ -22,12 +22,11 @@ from twoview.errors import UserError
 from twoview.parallel.devices import refuse_disagreement
 from twoview.run.atomic import replace_durably
 from twoview.run.folder import CHECKPOINT
-from twoview.run.signals import REASONS, forget_lost_terminal, requeue, under_slurm
+from twoview.run.signals import REASONS, LastResort, forget_lost_terminal, is_meant, requeue, under_slurm
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-ECHO = 1.0  # seconds in which a signal may come twice: to the process, and to its group
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -130,6 +129,7 @@ class Checkpoints(pl.Callback):
         self._random: list[dict[str, torch.Tensor]] = []  # of each process, where a run is gone on with
         self._stopped_at = 0.0  # time.monotonic() of the signal
         self._previous: dict[int, Any] = {}
+        self._last_resort: LastResort | None = None
 
     def path(self, trainer: pl.Trainer) -> Path:
         return Path(trainer.default_root_dir) / CHECKPOINT
@@ -158,12 +158,15 @@ class Checkpoints(pl.Callback):
                 if reason != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN:
                     previous = signal.signal(number, self._on_signal)
                     self._previous.setdefault(number, previous)
+            self._last_resort = self._last_resort or LastResort()
 
     def _on_signal(self, number: int, frame: Any) -> None:
         reason = REASONS[signal.Signals(number)]
         forget_lost_terminal()
         if self.stop_reason == reason:
-            if number == signal.SIGINT or time.monotonic() - self._stopped_at > ECHO:
+            if is_meant(number, time.monotonic() - self._stopped_at):
+                if self._last_resort is not None:
+                    self._last_resort.reached.set()
                 raise SystemExit(128 + number)  # of a KeyboardInterrupt Lightning makes exit code 1
             return
         if self.stop_reason is None:
@@ -254,6 +257,9 @@ class Checkpoints(pl.Callback):
 
     def release_signals(self) -> None:
         """Gives the signals back, for after the fit: Lightning, at its end, sets the handlers again that it found."""
+        if self._last_resort is not None:
+            self._last_resort.stop()
+            self._last_resort = None
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

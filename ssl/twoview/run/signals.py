@@ -4,7 +4,10 @@ import errno
 import logging
 import os
 import signal
+import socket
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +17,63 @@ log = logging.getLogger(__name__)
 _NAMES = {"SIGINT": "ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP", "SIGUSR1": "SIGUSR1"}
 REASONS = {getattr(signal, name): reason for name, reason in _NAMES.items() if hasattr(signal, name)}
 EXIT_CODES = {f"stopped: {reason}": 128 + number for number, reason in REASONS.items()}  # by the status of a run
+ECHO = 1.0  # seconds in which a signal may come twice: to the process, and to its group
+PATIENCE = 1.0  # seconds in which a handler of Python's may still end the process, which it does in better order
+
+
+def is_meant(number: int, seconds: float) -> bool:
+    """Whether the same signal, so long after the first, asks again."""
+    return number == signal.SIGINT or seconds > ECHO
+
+
+class LastResort:
+    """Ends the process when a signal comes again while the main thread is inside a long call of C's (a convolution, a
+    wait for other processes), where Python's handlers do not run: a thread hears of every signal at once. `reached` is
+    to be set by a handler that ends the process itself. To be made and stopped in the main thread.
+    """
+
+    current: "LastResort | None" = None
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self._ear, self._mouth = socket.socketpair()
+        self._mouth.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        LastResort.current = self
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        last, since = 0, 0.0
+        while numbers := self._ear.recv(64):
+            for number in (n for n in numbers if n in REASONS):
+                now = time.monotonic()
+                if number != last:
+                    last, since = number, now
+                elif is_meant(number, now - since) and not self.reached.wait(PATIENCE):
+                    if os.isatty(1):
+                        os.write(1, b"\x1b[?25h\n")  # the cursor, which a progress bar hides
+                    os._exit(128 + number)
+        self._ear.close()
+
+    def stop(self) -> None:
+        signal.set_wakeup_fd(self._before)
+        LastResort.current = None
+        self._mouth.close()
+
+
+def _in_a_loader() -> None:
+    """A process forked from a run takes no signal for it: a terminal sends them to all, and the run needs the batches
+    of the step at hand. What ends the run ends its loaders.
+    """
+    if LastResort.current is not None:
+        signal.set_wakeup_fd(-1)
+        for number in REASONS:
+            if number != signal.SIGTERM:
+                signal.signal(number, signal.SIG_IGN)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_a_loader)
 
 
 def under_slurm() -> bool:
