@@ -63,8 +63,12 @@ format: $(STAMP) ## put the source in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP) ## the documentation site, into site/
+	$(BIN)/python $(PIP) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean: ## remove .venv and caches; runs and data stay
 	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo demo-table ablation test test-all test-oldest bench check format clean
+.PHONY: help setup demo demo-table ablation test test-all test-oldest bench check format docs clean
 .DEFAULT_GOAL := help

@@ -155,11 +155,6 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
             assert (page.parent / link).exists(), link
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
-    for page in PAGES:
-        assert page.name == "README.md" or f"(docs/{page.name})" in PAGES[ROOT / "README.md"], page
-
-
 def test_the_layout_is_the_tree_as_built() -> None:
     package = ROOT / "ssl" / "twoview"
     rooms = re.findall(r"^  (\w+)/ +\S", PAGES[ROOT / "docs" / "layout.md"], flags=re.MULTILINE)
