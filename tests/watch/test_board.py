@@ -87,7 +87,7 @@ def test_the_final_numbers_stand_beside_the_settings(run: Path, events: EventAcc
     start = of_hparams.parse_session_start_info_plugin_data(contents[of_hparams.SESSION_START_INFO_TAG])
     assert start.hparams["batch_size"].number_value == 64
     assert start.hparams["model.temperature"].number_value == 0.5
-    assert start.hparams["model._target_"].string_value == "twoview.model.simclr.SimCLR"
+    assert start.hparams["model"].string_value == "SimCLR"
     assert start.hparams["augment.strength"].number_value == 0.5
     experiment = of_hparams.parse_experiment_plugin_data(contents[of_hparams.EXPERIMENT_TAG])
     metrics = [info.name.tag for info in experiment.metric_infos]

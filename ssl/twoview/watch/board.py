@@ -16,6 +16,7 @@ import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams, scalar
 
+from twoview.cli.program import spelled
 from twoview.run.identity import relevant
 from twoview.watch.meter import Meter
 
@@ -120,15 +121,13 @@ class Board(pl.Callback):
         for logger in self._of(trainer):
             writer = logger.experiment
             writer.add_custom_scalars(layout())
-            writer.add_text("run/command", _block(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])))
+            writer.add_text("run/command", _block(_command()))
             writer.add_text("run/configuration", _block(yaml.safe_dump(dict(self.config), sort_keys=False)))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         newest = self.meter.newest
         final = {name: newest[name] for name in FINAL if name in newest}
-        strength = {"augment.strength": self.config["augment"].get("strength")}  # which the operations follow
-        found = relevant(dict(self.config)) | strength
-        settings = {name: _plain(value) for name, value in found.items() if value is not None}
+        settings = _settings(dict(self.config))
         for logger in self._of(trainer):
             logger.log_metrics({name: newest[name] for name in sorted(self.meter.seldom)}, trainer.global_step)
             with suppress(OSError, ValueError):
@@ -139,8 +138,25 @@ class Board(pl.Callback):
         return [one for one in trainer.loggers if isinstance(one, TensorBoard)] if trainer.is_global_zero else []
 
 
-def _plain(value: Any) -> bool | float | str:
-    return value if isinstance(value, bool | int | float | str) else str(value)
+def _settings(config: dict[str, Any]) -> dict[str, bool | float | str]:
+    """What decides the result, without the details of operations, which would be the first thirty columns."""
+    found = {name: value for name, value in relevant(config).items() if not name.startswith("augment.ops.")}
+    found |= {"seed": config["seed"], "augment.strength": config["augment"].get("strength")}
+    settings: dict[str, bool | float | str] = {}
+    for name, value in found.items():
+        if name.endswith("._target_"):
+            settings[name.removesuffix("._target_")] = str(value).rpartition(".")[2]
+        elif value is not None:
+            settings[name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return settings
+
+
+def _command() -> str:
+    """How the process was started."""
+    program, *words = sys.argv
+    if Path(program).name in ("twoview", "__main__.py", "train.py"):
+        return spelled("train", *(words[1:] if words[:1] == ["train"] else words))
+    return shlex.join([program, *words])
 
 
 def _block(text: str) -> str:
