@@ -5,10 +5,10 @@
 
 The speakers of the experiment's data, by their names, are dealt into `folds`. For each, train.py runs with
 `data.test_speakers` of the fold in runs/speakers/<experiment>/<fold> (a run that is finished there is taken), so that
-neither the encoder, nor mean and deviation, nor the probe know its voices. In one table: the trained encoder, the same
-one untrained, and the flat log-mel spectrogram, each with scikit-learn's logistic regression, its constants as they
-are, on standardised features: of `labels` samples a class (drawn `draws` times) and of all. An interval is Student's,
-of the mean over all speakers.
+neither the encoder, nor mean and deviation, nor the probe know its voices. folds=0 takes the split of the set itself,
+if that is by speakers. In one table: the trained encoder, the same one untrained, and the flat log-mel spectrogram,
+each with scikit-learn's logistic regression, its constants as they are, on standardised features: of `labels` samples
+a class (drawn `draws` times) and of all. An interval is Student's, of the mean over all speakers of the tests.
 
 Writes speakers.json, with the commands, the accuracy of every speaker, the seconds of every run, the machine, versions
 and commit.
@@ -82,7 +82,8 @@ def names_of(root: Path) -> list[str]:
     """The speakers of Parquet files, in the order of their names."""
     from twoview.data.columns import read_column
 
-    return sorted({str(name) for file in root.glob("*.parquet") for name in read_column(file, "speaker", "speaker")})
+    files = [*root.glob("train*.parquet"), *root.glob("test*.parquet")]
+    return sorted({str(name) for file in files for name in read_column(file, "speaker", "speaker")})
 
 
 def judge(run: Path, labels: list[int], draws: int) -> dict[str, Any]:
@@ -106,11 +107,12 @@ def main() -> None:
     folds, draws = int(words.get("folds", 3)), int(words.get("draws", 5))
     labels = [int(count) for count in words.get("labels", "1,5,10").split(",")]
     commands, seconds, found = [], [], {}
-    for fold in range(folds):
-        out = speakers[fold * len(speakers) // folds : (fold + 1) * len(speakers) // folds]
-        run = Path("runs/speakers") / words["experiment"] / "_".join(out)
+    deal = [speakers[fold * len(speakers) // folds : (fold + 1) * len(speakers) // folds] for fold in range(folds)]
+    for out in deal or [[]]:
+        run = Path("runs/speakers") / words["experiment"] / ("_".join(out) or "own_split")
         command = [f"experiment={words['experiment']}", f"data.root={words['root']}", *others]
-        command += [f"data.test_speakers=[{','.join(out)}]", f"hydra.run.dir={run}"]
+        command += [f"data.test_speakers=[{','.join(out)}]"] if out else []
+        command += [f"hydra.run.dir={run}"]
         commands.append(" ".join(["python", "train.py", *command]))
         if not (run / "summary.json").exists():
             code = subprocess.run([sys.executable, str(ROOT / "train.py"), *command]).returncode
