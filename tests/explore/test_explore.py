@@ -1,6 +1,7 @@
 """`twoview explore` on a folder of made images, from training to the page and the tables beside it."""
 
 import csv
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,30 @@ def test_a_folder_that_was_not_trained_on(own: Path, photos: Path, tmp_path: Pat
     assert np.load("features.npz")["name"].tolist() == [f"deep/{i}.png" for i in range(4)]
 
 
+def test_names_of_any_letters_come_through(own: Path, photos: Path, tmp_path: Path, command: Command) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    names = ['<b>&"1".png', "ü, 'x'.png", "=1+1.png", "tab\there.png", os.fsdecode(b"\xff.png")]
+    try:
+        for i, name in enumerate(names):
+            shutil.copy(photos / f"0{i}.png", here / name)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    (tmp_path / "labels.csv").write_text("name,label\n\"ü, 'x'.png\",a\n=1+1.png,<i>\n", encoding="utf-8")
+    words = [f"ckpt={own}", f"data.root={here}", "out=found", "labels=labels.csv", "projector=5"]
+    for _ in range(2):  # the second time with kept features
+        ended = command(*words, name="explore")
+        assert ended.code == 0, ended.err
+    found = [row["name"] for row in rows(Path("found") / "images.csv")]
+    assert sorted(found) == sorted(name.encode("utf-8", "replace").decode() for name in names)
+    for kind in ("npz", "parquet", "safetensors"):
+        assert command(*words[:2], f"format={kind}", f"out=f.{kind}", name="embed").code == 0
+    page = Path("found/explore.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;&amp;" in page
+    assert "<b>" not in page
+    assert "<i>" not in page
+
+
 def test_features_are_kept_until_an_image_or_the_encoder_changes(
     own: Path, photos: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -160,6 +185,7 @@ def test_features_are_kept_until_an_image_or_the_encoder_changes(
         (["k=0"], "k=0 must be at least 1"),
         (["duplicates=1.5"], "duplicates=1.5 is a likeness"),
         (["search=slow"], "search='slow' is not one of exact, faiss"),
+        (["out=no/such/folder"], "cannot write no/such/folder: No such file or directory; name another folder by out="),
         (["query=empty"], "query=empty: there is no image in it"),
     ],
 )

@@ -6,6 +6,7 @@ import math
 import shlex
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -152,7 +153,15 @@ def _encoder(encoder: Frozen) -> str:
 
 
 def _folder(config: dict[str, Any], data: str) -> Path:
-    if config["out"]:
-        return Path(config["out"]).expanduser()
+    """The folder of the page. UserError, before minutes of work, where it cannot be written."""
     name = f"explore_{data}" if names_other_data(config) else "explore"
-    return checkpoint_file(config["ckpt"]).parent / name
+    folder = Path(config["out"]).expanduser() if config["out"] else checkpoint_file(config["ckpt"]).parent / name
+    remedy = "name another folder by out=..."
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"cannot write {folder}: it is a file; {remedy}")
+    try:
+        with TemporaryDirectory(dir=folder if folder.is_dir() else folder.parent, prefix=".explore."):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; {remedy}") from error
+    return folder

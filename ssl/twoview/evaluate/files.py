@@ -19,6 +19,7 @@ from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.evaluate.features import laid_out
 from twoview.report.progress import tracked
+from twoview.report.words import legible
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,8 @@ def write_parquet(
         for block in blocks:
             rows = slice(start, start + len(block))
             features = pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), shape[1])
-            parts = [features, *(pa.array(values[rows]) for values in columns.values())]
+            others = (values[rows] for values in columns.values())
+            parts = [features, *(pa.array([*map(legible, v)] if v.dtype.kind == "U" else v) for v in others)]
             writer.write_table(pa.Table.from_arrays(parts, schema=layout))
             start = rows.stop
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from twoview.report.words import legible
 from twoview.run.atomic import save
 
 Columns = Mapping[str, Sequence[Any]]  # of one length; None where a row has no value
@@ -38,5 +39,4 @@ def _cell(value: Any) -> str:
 
 
 def _valid(value: Any) -> Any:
-    """Text without what is no letter: names of files may hold any bytes."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    return legible(value) if isinstance(value, str) else value

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
+from twoview.report.words import legible
+
 SPRITES = 8192  # largest side of TensorBoard's sheet of images, in pixels
 LARGEST_SPRITE = 64
 
@@ -28,7 +30,7 @@ def write_projector(
     if images is not None:
         images = images.expand(-1, 3, -1, -1)
     # A tab or a line break in a name would be another column or row, and an empty cell is none.
-    cells = [[" ".join(value.split()) or "-" for value in values] for values in columns.values()]
+    cells = [[legible(" ".join(value.split())) or "-" for value in values] for values in columns.values()]
     header = list(columns) if len(columns) > 1 else None  # TensorBoard wants none for a single column
     metadata = [list(row) for row in zip(*cells, strict=True)] if header else cells[0]
     shutil.rmtree(folder / "00000" / "h", ignore_errors=True)  # an earlier one, over which TensorBoard would complain

@@ -34,6 +34,11 @@ def p_words(p: float) -> str:
     return f"p{NBSP}{text}" if text.startswith("<") else f"p{NBSP}={NBSP}{text}"
 
 
+def legible(text: str) -> str:
+    """Text that UTF-8 can hold, with ? for what it cannot: the name of a file may be of any bytes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def clock(seconds: float) -> str:
     """A duration as m:ss, or h:mm:ss from an hour on."""
     minutes, s = divmod(round(seconds), 60)
