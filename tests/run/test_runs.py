@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from twoview.commands.runs import runs_command
 from twoview.errors import UserError
-from twoview.run.registry import find_runs, runs_command
+from twoview.run.registry import find_runs
 
 
 @pytest.fixture

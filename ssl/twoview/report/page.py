@@ -25,11 +25,19 @@ MARKS = ("", "good", "bad", "best", "pale")
 
 
 class Cell(NamedTuple):
-    """A cell of a table: its text, a second line in small print, and what it is marked as (of `MARKS`)."""
+    """A cell of a table: its text, a second line in small print, what it is marked as (of `MARKS`), an address that it
+    leads to, and a small PNG.
+    """
 
     text: str
     note: str = ""
     mark: str = ""
+    link: str = ""
+    picture: bytes = b""
+
+    @property
+    def source(self) -> str:
+        return _uri("png", self.picture)
 
 
 class Thumbnail(NamedTuple):
@@ -74,13 +82,26 @@ class Section:
         caption: str = "",
     ) -> None:
         """`align`: a letter per column, l, r or c. The first cell of a row is its name."""
-        align = align or "l" * len(header)
-        if len(align) != len(header) or any(len(row) != len(header) for row in rows) or set(align) - set("lrc"):
-            raise ValueError(f"a table of {len(header)} columns needs as many cells in each row, and letters l, r, c")
-        cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in (header, *rows)]
-        if unknown := {cell.mark for row in cells for cell in row} - set(MARKS):
-            raise ValueError(f"marks {sorted(unknown)} are none of {MARKS}")
-        self._add("table", header=cells[0], rows=cells[1:], align=align, caption=caption)
+        self._add("table", **_table(header, rows, align or "l" * len(header)), caption=caption)
+
+    def sortable(
+        self,
+        header: Sequence[str | Cell],
+        rows: Sequence[Sequence[str | Cell]],
+        keys: Sequence[Sequence[Any]],
+        align: str,
+        by: int,
+    ) -> None:
+        """A table whose reader chooses the column to sort by. `keys` has what each row is sorted by in each column, of
+        one kind there; None comes last, and a column of nothing else is not sorted by. `by`: the column to begin with,
+        largest first. The order is worked out here, and chosen by CSS alone.
+        """
+        orders = [
+            [[places[way][i] for places in map(_places, zip(*keys, strict=True))] for way in range(2)]
+            for i in range(len(rows))
+        ]
+        sorts = [c for c, column in enumerate(zip(*keys, strict=True)) if any(key is not None for key in column)]
+        self._add("sortable", **_table(header, rows, align), orders=orders, by=by, sorts=sorts)
 
     def figure(self, plot: Plot, alt: str, caption: str = "") -> None:
         """A plot, as wide as the theme says."""
@@ -141,6 +162,24 @@ class Page(Section):
 
     def write(self, path: Path) -> None:
         save(path, self.html())
+
+
+def _table(header: Sequence[str | Cell], rows: Sequence[Sequence[str | Cell]], align: str) -> dict[str, Any]:
+    if len(align) != len(header) or any(len(row) != len(header) for row in rows) or set(align) - set("lrc"):
+        raise ValueError(f"a table of {len(header)} columns needs as many cells in each row, and letters l, r, c")
+    cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in (header, *rows)]
+    if unknown := {cell.mark for row in cells for cell in row} - set(MARKS):
+        raise ValueError(f"marks {sorted(unknown)} are none of {MARKS}")
+    return {"header": cells[0], "rows": cells[1:], "align": align}
+
+
+def _places(column: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """The place of each value with the largest first, and with the smallest first; None last in both."""
+    known = sorted({value for value in column if value is not None})
+    up = {value: place for place, value in enumerate(known)}
+    last = len(known)
+    smallest = [last if value is None else up[value] for value in column]
+    return [last if value is None else last - 1 - up[value] for value in column], smallest
 
 
 def _svg(plot: Plot, theme: Theme) -> str:

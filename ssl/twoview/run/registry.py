@@ -1,26 +1,22 @@
 """The runs in a folder: a table of them with their numbers, one of them, what two differ in, and all as CSV."""
 
-import argparse
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from twoview.cli.program import spelled
 from twoview.encoder.frozen import Frozen
 from twoview.errors import UserError
 from twoview.run.checkpoint import EncoderOf, load_encoder
 from twoview.run.folder import CONFIG, IDENTITY, METRICS, PROBE, SUMMARY, read_json
 from twoview.run.identity import BESIDE, apart, config_hash, differences, flat, relevant
-
-WIDTH = 240  # characters of a line in files and pipes
 
 
 @dataclass(frozen=True)
@@ -177,34 +173,3 @@ def _word(value: Any, nothing: str = "") -> str:
 
 def _number(value: Any, form: str) -> str:
     return form.format(value) if isinstance(value, int | float) else ""
-
-
-def runs_command(words: Sequence[str]) -> int:
-    """`twoview runs`: `list`, `show RUN`, `diff A B` or `export`. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog=spelled("runs"), description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list | show RUN | diff A B | export")
-    listing = commands.add_parser("list", help="all runs with their numbers")
-    show = commands.add_parser("show", help="one run: its numbers, its identity, its configuration")
-    show.add_argument("run", type=Path)
-    diff = commands.add_parser("diff", help="what two runs differ in")
-    diff.add_argument("a", type=Path)
-    diff.add_argument("b", type=Path)
-    diff.add_argument("--across", action="store_true", help="compare results of runs that are not the same")
-    export = commands.add_parser("export", help="all runs as CSV, with all keys of their configurations")
-    export.add_argument("--out", type=Path, default=Path("runs.csv"))
-    for command in (listing, export):
-        command.add_argument("--root", type=Path, default=Path("runs"), help="the folder that holds the runs (runs)")
-    chosen = parser.parse_args(words)
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
-    if chosen.command == "export":
-        console.print(f"{export_runs(chosen.root, chosen.out)} runs written to {chosen.out}", markup=False)
-        return 0
-    tables: dict[str, Callable[[], Table | Group]] = {
-        "list": lambda: list_runs(chosen.root),
-        "show": lambda: show_run(chosen.run),
-        "diff": lambda: diff_runs(chosen.a, chosen.b, chosen.across),
-    }
-    console.print(tables[chosen.command]())
-    return 0
