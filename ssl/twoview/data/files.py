@@ -4,10 +4,12 @@ import io
 import os
 import tarfile
 import zipfile
+import zlib
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -18,11 +20,19 @@ JUNK = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost
 JUNK |= {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
 
-class Blob(NamedTuple):
-    """A file that lies inside another file, with a name by which a person finds it: the other file and a row."""
+class Blob:
+    """A file that lies inside another file, with a name by which a person finds it: the other file and a row.
 
-    name: str
-    data: bytes
+    `content`: its bytes, or what reads them whenever they are asked for; then `size` of them.
+    """
+
+    def __init__(self, name: str, content: bytes | Callable[[], bytes], size: int | None = None) -> None:
+        self.name, self._content = name, content
+        self.size = len(content) if isinstance(content, bytes) else size
+
+    @property
+    def data(self) -> bytes:
+        return self._content if isinstance(self._content, bytes) else self._content()
 
     def __str__(self) -> str:
         return self.name
@@ -84,7 +94,7 @@ def stamp_of(sources: Sequence[Path | Blob]) -> Any:
     if isinstance(sources, Sources):
         return sources.stamp()
     common = os.path.commonpath([os.path.dirname(str(source)) for source in sources])
-    sizes = [source.stat().st_size if isinstance(source, Path) else len(source.data) for source in sources]
+    sizes = [source.stat().st_size if isinstance(source, Path) else source.size for source in sources]
     return [[os.path.relpath(str(source), common) for source in sources], sizes]
 
 
@@ -132,24 +142,75 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
 
 
 def _archive(root: Path) -> dict[str, Blob] | None:
-    """The files in a zip or tar archive, read into memory; None where it is none."""
+    """The files in a zip or tar archive, each read when it is asked for; None where it is none. What cannot be read so,
+    in a tar archive that is compressed as a whole, is read into memory.
+    """
     try:
         if zipfile.is_zipfile(root):
             with zipfile.ZipFile(root) as opened:
                 members = [one for one in opened.infolist() if not one.is_dir() and _visible(one.filename)]
-                return {one.filename: Blob(f"{root}, {one.filename}", opened.read(one)) for one in members}
+            if locked := [one.filename for one in members if one.flag_bits & 1]:
+                raise RuntimeError(f"{locked[0]} is encrypted")
+            archive = _Zip(root)
+            return {one.filename: archive.member(one.filename, one.file_size) for one in members}
         if tarfile.is_tarfile(root):
             found = {}
             with tarfile.open(root) as tar:
+                plain = isinstance(tar.fileobj, io.BufferedReader)
                 for member in tar:
                     name = member.name.removeprefix("./")
                     if member.isfile() and _visible(name):
-                        file = tar.extractfile(member) or io.BytesIO()
-                        found[name] = Blob(f"{root}, {name}", file.read())
+                        if plain and not member.issparse():
+                            found[name] = _tar_member(root, name, member.offset_data, member.size)
+                        else:
+                            file = tar.extractfile(member) or io.BytesIO()
+                            found[name] = Blob(f"{root}, {name}", file.read())
             return found
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, NotImplementedError) as error:
+    except _TROUBLE as error:
         raise UserError(f"{root} is damaged or locked ({error}): get it again, or unpack it") from None
     return None
+
+
+_TROUBLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, NotImplementedError, zlib.error)
+
+
+class _Zip:
+    """A zip archive, opened once by each process that reads from it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._process, self._opened = 0, None  # type: int, zipfile.ZipFile | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_process": 0, "_opened": None}
+
+    def member(self, name: str, size: int) -> Blob:
+        return Blob(f"{self.path}, {name}", partial(self.read, name), size)
+
+    def read(self, name: str) -> bytes:
+        try:
+            opened = self._opened
+            if opened is None or self._process != os.getpid():  # a forked process would share the place in the file
+                opened = zipfile.ZipFile(self.path)
+                self._process, self._opened = os.getpid(), opened
+            return opened.read(name)
+        except (*_TROUBLE, KeyError) as error:
+            raise DamagedError(f"{self.path}, {name} cannot be read ({error}): mend or remove it") from None
+
+
+def _tar_member(root: Path, name: str, start: int, size: int) -> Blob:
+    if start + size > root.stat().st_size:
+        raise tarfile.ReadError("unexpected end of data")
+    return Blob(f"{root}, {name}", partial(_read_part, root, name, start, size), size)
+
+
+def _read_part(root: Path, name: str, start: int, size: int) -> bytes:
+    try:
+        with root.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+    except OSError as error:
+        raise DamagedError(f"{root}, {name} cannot be read ({error.strerror})") from None
 
 
 def _list(root: Path, what: str) -> dict[str, Path]:

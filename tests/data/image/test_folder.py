@@ -1,7 +1,10 @@
 import os
+import pickle
 import re
+import shutil
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from twoview.data.image import decode as module
 from twoview.data.image.folder import image_folder
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
+from twoview.evaluate.features import _batches
 
 
 def put(path: Path, value: int = 0, size: tuple[int, int] = (6, 6)) -> None:
@@ -325,3 +329,29 @@ def test_unreadable_folders_are_named(tmp_path: Path) -> None:
             image_folder(tmp_path, "train")
     finally:
         (tmp_path / "a").chmod(0o700)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_members_of_archives_are_read_when_they_are_asked_for(tmp_path: Path, kind: str) -> None:
+    """By threads, by loader processes and after a pickle; one that is damaged is named, or left out."""
+    noise = np.random.default_rng(0)
+    for i in range(12):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (80, 80, 3), dtype=np.uint8)).save(path)
+    root = Path(shutil.make_archive(str(tmp_path / "photos"), kind, tmp_path / "photos"))
+    plain, packed = load(tmp_path / "photos"), load(root, in_memory=False)
+    assert len(pickle.dumps(packed.samples)) < 6_000 < root.stat().st_size
+    assert packed.digest() == plain.digest() == pickle.loads(pickle.dumps(packed)).digest()
+    packed.fetch(torch.arange(12))  # with open files, which processes must not share
+    assert torch.equal(torch.cat(list(_batches(packed, 5, num_workers=2))), plain.samples)  # type: ignore[arg-type]
+
+    name, content = packed.names[7], bytearray(root.read_bytes())
+    member = (tmp_path / "photos" / name).read_bytes()
+    at = content.find(member[30:-30] if kind == "tar" else zlib.compress(member, wbits=-15)[30:-30])
+    content[at : at + 2000] = bytes(2000)
+    root.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"{root.name}, {name}")):
+        load(root)
+    left = load(root, on_error="skip")
+    assert [*left.names] == [one for one in plain.names if one != name]

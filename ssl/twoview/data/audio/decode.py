@@ -68,8 +68,9 @@ def _open(source: Path | Blob) -> Any:
         raise UserError("reading sound files needs soundfile: pip install 'twoview[audio]'") from None
     if isinstance(source, Path):
         refuse_pipe(source)
+    content = io.BytesIO(source.data) if isinstance(source, Blob) else source
     try:
-        file = soundfile.SoundFile(io.BytesIO(source.data) if isinstance(source, Blob) else source)
+        file = soundfile.SoundFile(content)
     except Exception as error:
         raise UserError(f"{source} is damaged or no sound file ({_reason(error)}): mend or remove it") from None
     wrong = None

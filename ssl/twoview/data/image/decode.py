@@ -54,8 +54,9 @@ def open_image(source: Path | Blob) -> Image.Image:
     """Open an image file and read its header alone. Anything wrong with it is a `DamagedError` that names it."""
     if isinstance(source, Path):
         refuse_pipe(source)
+    file = io.BytesIO(source.data) if isinstance(source, Blob) else source
     try:
-        image = Image.open(io.BytesIO(source.data) if isinstance(source, Blob) else source, formats=formats())
+        image = Image.open(file, formats=formats())
     except Image.UnidentifiedImageError:
         raise DamagedError(f"{source} is not an image: mend or remove it") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
