@@ -37,6 +37,8 @@ class Batch(NamedTuple):
     share: Tensor | None = None
 
 
+log = logging.getLogger(__name__)
+
 Fetched = tuple[Samples, Tensor, Tensor]  # samples, index and label
 
 
@@ -57,24 +59,36 @@ class Views(Protocol):
     def to(self, device: torch.device) -> Any: ...
 
 
+USUAL = 512  # samples of a batch, where there are enough of them
+
+
+def batch_for(samples: int, batch_size: int | Literal["auto"]) -> int:
+    """`batch_size`, where it says a number; "auto": the largest power of two within a quarter of the samples, `USUAL`
+    at most, so that the smallest set has some steps an epoch.
+    """
+    if batch_size != "auto":
+        return batch_size
+    return min(USUAL, max(2, 1 << max(0, (samples // 4).bit_length() - 1)))
+
+
 MOST_WORKERS = 512  # beyond, a system runs out of processes or files before it has any gain
 
 
 class TwoViewDataModule(pl.LightningDataModule):
     """Yields `(samples (B, ...), index (B,), label (B,))` and makes a `Batch` of views of them on the training device.
 
-    `batch_size` is that of the global batch, over all devices. `drop_last` leaves out an incomplete last batch. Sets
-    in memory move to the training device as a whole; others are decoded by `num_workers` processes. `shuffle`: "full",
-    every order is as likely; or "blocks", for sets that are read in blocks (row groups of Parquet files), of which each
-    is read once an epoch: as many as a process holds are mixed at a time. `max_batches` shortens every epoch, for
-    trials. Labels of unlabelled sets are -1.
+    `batch_size` is that of the global batch, over all devices; "auto" as in `batch_for`. `drop_last` leaves out an
+    incomplete last batch. Sets in memory move to the training device as a whole; others are decoded by `num_workers`
+    processes. `shuffle`: "full", every order is as likely; or "blocks", for sets that are read in blocks (row groups of
+    Parquet files), of which each is read once an epoch: as many as a process holds are mixed at a time. `max_batches`
+    shortens every epoch, for trials. Labels of unlabelled sets are -1.
     """
 
     def __init__(
         self,
         train: SampleSet,
         views: Views,
-        batch_size: int,
+        batch_size: int | Literal["auto"],
         seed: int = 0,
         drop_last: bool = True,
         shuffle: Literal["full", "blocks"] = "full",
@@ -82,13 +96,16 @@ class TwoViewDataModule(pl.LightningDataModule):
         max_batches: int | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 2:
-            raise UserError(f"batch_size={batch_size}: contrast needs at least 2 samples in a batch")
+        size = batch_for(len(train), batch_size)
+        if size != batch_size and size < USUAL:
+            log.info("%s samples: batch %d (batch_size=... sets another)", f"{len(train):,}", size)
+        if size < 2:
+            raise UserError(f"batch_size={size}: contrast needs at least 2 samples in a batch")
         if len(train) < 2:
             raise UserError(f"{train.name} has a single sample: contrast needs at least 2")
-        if batch_size > len(train):
+        if size > len(train):
             raise UserError(
-                f"batch_size={batch_size} is larger than {train.name}, which has {len(train)} training samples; "
+                f"batch_size={size} is larger than {train.name}, which has {len(train)} training samples; "
                 f"use batch_size={len(train)} or less"
             )
         if num_workers < 0:
@@ -115,7 +132,7 @@ class TwoViewDataModule(pl.LightningDataModule):
         self.train = train
         self.views = views
         self.views.attach(train)
-        self.batch_size = batch_size
+        self.batch_size = size
         self.seed = seed
         self.drop_last = drop_last
         self.shuffle = shuffle

@@ -31,6 +31,8 @@ from twoview.watch.views import ViewSheet
 
 log = logging.getLogger(__name__)
 
+FEW = 500  # images: below, what other images have taught is worth more than what these can
+
 Load = Callable[..., SampleSet | None]  # of a split
 
 
@@ -64,7 +66,10 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
     assert train is not None
     views: TwoViews = schema.build(config["augment"], preprocess=train.preprocess, seed=config["seed"])
     data: TwoViewDataModule = schema.build(config["loader"], train=train, views=views)
+    config = config | {"batch_size": data.batch_size, "loader": config["loader"] | {"batch_size": data.batch_size}}
     encoder, weights = _encoder(config["encoder"], checkpoint)
+    if checkpoint is None and not weights:
+        _say_few(train, config["encoder"])
     shapes = _view_shapes(encoder, config["encoder"].get("channels"), views, train)
     if config["channels_last"]:
         encoder = encoder.to(memory_format=torch.channels_last)
@@ -129,6 +134,16 @@ def _encoder(section: dict[str, Any], checkpoint: dict[str, Any] | None) -> tupl
             "run in a folder of its own"
         )
     return schema.build(section | {"weights": RANDOM}), ""  # `follow` keeps the digest
+
+
+def _say_few(train: SampleSet, section: dict[str, Any]) -> None:
+    """Tells who would train on a handful of images from random weights what serves better."""
+    if len(train) < FEW and train.preprocess.kind == "image" and "weights" in section:
+        log.info(
+            "%d images are too few to learn from with random weights: start from others by "
+            "encoder.weights=<file or run>",
+            len(train),
+        )
 
 
 def _view_shapes(

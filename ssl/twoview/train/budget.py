@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from twoview.cli.entry import silent
+from twoview.data.batches import batch_for
 from twoview.errors import UserError
 from twoview.report.words import clock
 from twoview.run.folder import METRICS, read_metrics
@@ -113,7 +114,8 @@ def _trial(config: dict[str, Any], steps: int, run: Run, after: After | None = N
         rows = read_metrics(folder / METRICS)
     speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
     settled = speeds[len(speeds) // 2 :]  # the first steps allocate, compile and fill caches
-    step = sum(config["batch_size"] / speed for speed in settled) / len(settled)
+    batch = batch_for(summary["samples"], config["batch_size"])
+    step = sum(batch / speed for speed in settled) / len(settled)
     batches = steps_of_an_epoch(config, summary["samples"])
     reading = summary["evaluation_seconds"]
     return Cost(max(0.0, whole - summary["steps"] * step - reading), step, reading, batches)
@@ -121,7 +123,6 @@ def _trial(config: dict[str, Any], steps: int, run: Run, after: After | None = N
 
 def steps_of_an_epoch(config: Mapping[str, Any], samples: int) -> int:
     """Batches of `config["batch_size"]` of so many samples, by the loader's `drop_last` and `max_batches`."""
-    batches = math.ceil(samples / config["batch_size"])
-    if config["loader"]["drop_last"]:
-        batches = samples // config["batch_size"]
+    size = batch_for(samples, config["batch_size"])
+    batches = samples // size if config["loader"]["drop_last"] else math.ceil(samples / size)
     return min(batches, config["loader"]["max_batches"] or batches)

@@ -17,7 +17,7 @@ KEYS = {
     "seed": int,
     "epochs": int,
     "budget": float | None,
-    "batch_size": int,
+    "batch_size": int | Literal["auto"],
     "log_every_steps": int,
     "debug": bool,
     "resume": str | None,
