@@ -48,6 +48,7 @@ TINY = (
 )
 SOUNDS = ("data=fsdd", "data.seconds=0.16", "encoder.channels=1", "data.mel.bands=16")  # with `spoken` as data.root
 ROWS = ("data=table", "encoder=mlp", "encoder.inputs=23", "encoder.widths=[8,8]")  # with `rows` as data.root
+TEXTS = ("data=text", "augment=text", "encoder=bag", "encoder.width=8")  # with `sentences` as data.root
 WORDS = {
     script: command for command, script in SCRIPTS.items()
 }  # commands by the name of their script, if it is another
@@ -165,6 +166,22 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
             columns["label"].append(row % 10)
             columns["speaker"].append(("george", "jackson", "theo")[row // 10 % 3])
         pq.write_table(pa.table(columns), folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts in two CSV files, of two classes that have words of their own, and words in common."""
+    folder, generator = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
+    own = (["card", "lost", "stolen", "block"], ["money", "transfer", "account", "send"])
+    common = ["please", "i", "my", "the", "can", "you", "help", "today"]
+    for split, n in (("train", 80), ("test", 30)):
+        lines = ["text,label"]
+        for row in range(n):
+            words = [*generator.choice(own[row % 2], 3), *generator.choice(common, 3)]
+            generator.shuffle(words)
+            lines.append(f"{' '.join(words).capitalize()}?,{('card', 'transfer')[row % 2]}")
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
     return folder
 
 

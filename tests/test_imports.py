@@ -13,7 +13,7 @@ PACKAGE = ROOT / "ssl" / "twoview"
 HYDRA = {"hydra", "omegaconf"}
 TORCH = {"torch", "torchvision"}
 LIGHTNING = {"pytorch_lightning", "lightning_fabric"}
-LOADERS = TORCH | {"numpy", "PIL", "pyarrow", "soundfile"}
+LOADERS = TORCH | {"tokenizers", "numpy", "PIL", "pyarrow", "soundfile"}
 
 # The rooms in order: a module imports from its own room and from those above it in this list, never from one below.
 ROOMS = (
@@ -41,6 +41,7 @@ EXTRAS = {
     "onnxruntime": "export",
     "pyarrow": "parquet",
     "soundfile": "audio",
+    "tokenizers": "text",
     "faiss": "faiss",
     "matplotlib": "plot",
     "jinja2": "report",

@@ -67,7 +67,9 @@ def shortened(script: str, words: list[str], run: Path) -> list[str]:
         return [*words, *few, "fractions=[1.0]", "k=[5]", "temperature=[0.1]", "strengths=[0.01]"]
     if script == "finetune":
         return [*words, "epochs=1", "label_fraction=0.5"]
-    if script == "verify_resume" or "experiment=letter" in words:  # tests/commands/test_verify.py, tests/cli
+    if script == "verify_resume" or {"experiment=letter", "experiment=banking77"} & {
+        *words
+    }:  # tests/commands/test_verify.py, tests/cli
         return [*words, "--cfg", "job"]
     if script == "selftest":
         return [*words, "devices=cpu", "world=1"]  # with more: tests/selftest/test_selftest.py

@@ -15,7 +15,7 @@ import hydra
 import pytest
 import torch
 import yaml
-from conftest import ROWS, SOUNDS
+from conftest import ROWS, SOUNDS, TEXTS
 
 from twoview.cli import schema
 from twoview.cli.configs import CONFIGS, groups, options
@@ -131,6 +131,8 @@ def data_for(augment: dict[str, Any], request: pytest.FixtureRequest) -> list[st
     kinds = {op["_target_"].split(".")[2] for op in augment["ops"].values()}
     if "audio" in kinds:
         return [*SOUNDS, f"data.root={request.getfixturevalue('spoken')}"]
+    if "text" in kinds:
+        return [*TEXTS, f"data.root={request.getfixturevalue('sentences')}"]
     if "table" in kinds:
         return [*ROWS, f"data.root={request.getfixturevalue('rows')}"]
     return []
@@ -188,7 +190,7 @@ def test_every_encoder_gives_what_its_dim_says(compose: Compose, option: str) ->
     if option == "timm":
         pytest.importorskip("timm", reason="the extra `timm` is not installed")
     encoder = schema.build(compose(f"encoder={option}")["encoder"]).eval()
-    shape = (encoder.inputs,) if option == "mlp" else (3, 16, 16)
+    shape = (encoder.inputs,) if option == "mlp" else (3, 16) if hasattr(encoder, "words") else (3, 16, 16)
     with torch.no_grad():
         assert encoder(torch.rand(2, *shape)).shape == (2, encoder.dim)
 
@@ -199,7 +201,8 @@ def test_every_optimizer_and_policy_make_a_step(
     compose: Compose, tiny: list[str], tmp_path: Path, option: str, augment: str, request: pytest.FixtureRequest
 ) -> None:
     if other := data_for(compose(f"augment={augment}")["augment"], request):
-        kept = ("data", "encoder.widths") if "encoder=mlp" in other else ("data",)
+        own = "encoder=mlp" in other or "encoder=bag" in other
+        kept = ("data", "encoder.widths") if own else ("data",)
         tiny = [*(word for word in tiny if not word.startswith(kept)), *other]
     words = [*tiny, f"optimizer={option}", f"augment={augment}", "optimizer.warmup_epochs=0", "loader.max_batches=1"]
     if augment == "simclr_imagenet":

@@ -1,6 +1,6 @@
 """Tables in CSV and Parquet files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,13 @@ def table(
     root = Path(root).expanduser()
     if bins < 1:
         raise UserError(f"data.bins={bins}: numbers are cut into at least one piece")
-    of_train, of_test = _find(root, train, test, label_column)
-    learned = _read(of_train)
+    of_train, of_test = find_tables(root, train, test, label_column)
+    learned = read_rows(of_train)
     check_names([label_column] if label_column else [], learned, "label_column")
     check_names(categorical, learned, "categorical")
     check_names(leave_out, learned, "leave_out")
     names = [name for name in learned if name != label_column and name not in leave_out]
-    labels, classes = _labels(learned, label_column, of_train[0])
+    labels, classes = labels_of(learned, label_column, of_train[0])
     keep, out = list(range(len(learned[next(iter(learned))]))), list[int]()
     if not of_test and holdout is not None:
         keep, out = held_out(torch.zeros(len(keep)) if labels is None else labels, holdout)
@@ -58,17 +58,18 @@ def table(
             return None
         rows = out
         if of_test:
-            learned, where = _read(of_test), of_test[0]
+            learned, where = read_rows(of_test), of_test[0]
             check_names([c["name"] for c in columns], learned, "test")
             rows = list(range(len(learned[columns[0]["name"]])))
-            labels, _ = _labels(learned, label_column if label_column in learned else None, where, classes)
+            labels, _ = labels_of(learned, label_column if label_column in learned else None, where, classes)
     values = torch.stack([code(c, [learned[c["name"]][row] for row in rows], where) for c in columns], dim=1)  # (N, F)
     if labels is not None:
         labels = labels[torch.tensor(rows)]
     return SampleSet(root.resolve().name, values, labels, () if labels is None else classes, preprocess)
 
 
-def _find(root: Path, train: str | None, test: str | None, label: str | None) -> tuple[list[Path], list[Path]]:
+def find_tables(root: Path, train: str | None, test: str | None, label: str | None) -> tuple[list[Path], list[Path]]:
+    """The files of the train split and of the test split at `root`, which may be one file."""
     if root.is_file():
         return [root], []
     if not root.is_dir():
@@ -87,11 +88,11 @@ def _find(root: Path, train: str | None, test: str | None, label: str | None) ->
     return own, other
 
 
-def _read(files: Sequence[Path]) -> Columns:
+def read_rows(files: Sequence[Path], read: Callable[[Path], Columns] = read_table) -> Columns:
     """The rows of all files, which have the same columns."""
-    found = read_table(files[0])
+    found = read(files[0])
     for file in files[1:]:
-        more = read_table(file)
+        more = read(file)
         if set(more) != set(found):
             raise UserError(f"{file} has other columns than {files[0]}: {', '.join(sorted(set(more) ^ set(found)))}")
         found = {name: found[name] + more[name] for name in found}
@@ -100,7 +101,7 @@ def _read(files: Sequence[Path]) -> Columns:
     return found
 
 
-def _labels(
+def labels_of(
     columns: Columns, label: str | None, file: Path, known: Sequence[str] = ()
 ) -> tuple[Tensor | None, tuple[str, ...]]:
     """Labels int64 (N,), -1 where there is none, and the classes: those `known`, or of Hugging Face's metadata, or the

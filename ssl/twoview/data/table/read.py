@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,22 @@ MISSING = {"", "?", "na", "n/a", "nan", "null", "none"}  # in text files, whatev
 Columns = dict[str, list[Any]]
 
 
-def read_table(file: Path) -> Columns:
-    """The columns of a Parquet file or of a text file with a line of names, by name."""
+def read_table(file: Path, texts: Collection[str] = ()) -> Columns:
+    """The columns of a Parquet file or of a text file with a line of names, by name. Of a text file those named in
+    `texts` stay as they are written.
+    """
     if file.suffix.lower() == ".parquet":
         return {name: [_plain(value) for value in read_column(file, name)] for name in column_names(file)}
-    return _read_text(file)
+    return _read_text(file, texts)
 
 
 def _plain(value: Any) -> Any:
     return None if value != value or value == "" else value  # NaN is no value
 
 
-def _read_text(file: Path) -> Columns:
+def _read_text(file: Path, texts: Collection[str]) -> Columns:
     """Separator and encoding are found out: comma, semicolon, tab or bar; UTF-8 or UTF-16 with a mark, else Latin-1."""
-    refuse_pipe(file)
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
-    text = _decoded(content)
-    if "\0" in text or not text.strip():
-        raise UserError(f"{file} is empty or no text: data.root takes CSV and Parquet files")
+    text = read_text(file)
     first = text.lstrip().partition("\n")[0]
     separator = max(",;\t|", key=first.count)
     try:
@@ -50,7 +46,20 @@ def _read_text(file: Path) -> Columns:
             raise UserError(
                 f"{file}, row {number}, has {len(row)} values for {len(names)} columns (separator {separator!r})"
             )
-    return {name: [_value(row[i].strip()) for row in rows] for i, name in enumerate(names)}
+    return {name: [row[i] if name in texts else _value(row[i].strip()) for row in rows] for i, name in enumerate(names)}
+
+
+def read_text(file: Path) -> str:
+    """What a text file says. UserError where it says nothing, or is none."""
+    refuse_pipe(file)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    text = _decoded(content)
+    if "\0" in text or not text.strip():
+        raise UserError(f"{file} is empty or no text: data.root takes CSV and Parquet files")
+    return text
 
 
 def _decoded(content: bytes) -> str:
