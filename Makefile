@@ -67,8 +67,15 @@ docs: $(STAMP) ## the documentation site, into site/
 	$(BIN)/python $(PIP) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+release: $(STAMP) ## build source and wheel into dist/, check their descriptions, try the wheel in an empty folder; uploads nothing
+	$(BIN)/python $(PIP) build twine
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m pytest tests/test_wheel.py tests/test_project.py
+
 clean: ## remove .venv and caches; runs and data stay
 	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo demo-table ablation test test-all test-oldest bench check format docs clean
+.PHONY: help setup demo demo-table ablation test test-all test-oldest bench check format docs release clean
 .DEFAULT_GOAL := help

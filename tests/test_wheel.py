@@ -42,6 +42,9 @@ def test_the_wheel_holds_the_package_and_its_configurations(wheel: Path) -> None
     assert "twoview = twoview.commands:main" in starts
     assert "Classifier: Typing :: Typed" in metadata
     assert "Project-URL: " in metadata
+    description = metadata.partition("\n\n")[2]
+    assert description.startswith("# twoview")
+    assert not re.search(r"\]\((?!https?://|#)", description)
 
 
 def test_an_editable_install_reads_the_checkout(tmp_path: Path) -> None:
