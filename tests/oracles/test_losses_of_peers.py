@@ -52,6 +52,16 @@ def test_nt_xent(lightly: Any) -> None:
     compare(lambda a, b: nt_xent(a, b, 0.3), lightly.NTXentLoss(temperature=0.3), normal(N, D, 0), normal(N, D, 1))
 
 
+def test_nt_xent_of_labelled_rows() -> None:
+    """pytorch-metric-learning takes rows with labels: here two rows have each."""
+    theirs = pytest.importorskip("pytorch_metric_learning.losses").NTXentLoss(temperature=0.3)
+
+    def rows(a: Tensor, b: Tensor) -> Tensor:
+        return theirs(torch.cat([a, b]), torch.arange(N).repeat(2))
+
+    compare(lambda a, b: nt_xent(a, b, 0.3), rows, normal(N, D, 0), normal(N, D, 1), rtol=1e-8)
+
+
 def test_negative_cosine(lightly: Any) -> None:
     """lightly leaves the stop-gradient to the caller."""
     theirs = lightly.NegativeCosineSimilarity()
