@@ -1,6 +1,7 @@
 """Parquet files larger than memory: rows are read with their row groups, in an order that keeps these together."""
 
 import io
+import json
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -259,3 +260,58 @@ def test_loader_processes_read_the_same(root: Path) -> None:
         )
         found.append([samples for samples, _, _ in data.train_dataloader()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+# Record batches, as `datasets` saves them
+
+
+def save(root: Path, split: str, rows: range) -> Path:
+    folder = root / split
+    folder.mkdir(parents=True)
+    images = [{"bytes": png(row), "path": None} for row in rows]
+    table = pa.table({"image": pa.array(images, IMAGE), "label": [row % 2 for row in rows]})
+    features = {"label": {"names": ["even", "odd"], "_type": "ClassLabel"}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    file = folder / "data-00000-of-00001.arrow"
+    with pa.ipc.new_stream(str(file), table.schema) as writer:
+        writer.write_table(table, max_chunksize=GROUP)
+    for name in ("state.json", "dataset_info.json"):
+        (folder / name).write_text("{}")
+    (folder / "cache-0123.arrow").write_bytes(b"what a computation left")
+    return file
+
+
+def test_a_saved_data_set_is_mapped(tmp_path: Path) -> None:
+    save(tmp_path, "train", range(30))
+    save(tmp_path, "test", range(100, 110))
+    whole, lazy = (load(tmp_path, in_memory=memory, suffix="arrow") for memory in (True, False))
+    test = load(tmp_path, "test", suffix="arrow")
+    assert lazy.digest() == whole.digest()
+    assert (lazy.classes, test.classes) == (("even", "odd"), ("even", "odd"))
+    assert lazy.fetch(torch.tensor([29, 3]))[:, 0, 0, 0].tolist() == [29, 3]
+    assert test.fetch(torch.arange(10))[:, 0, 0, 0].tolist() == [*range(100, 110)]
+    assert lazy.names[5] == "train/data-00000-of-00001.arrow, row 5"
+    assert pickle.loads(pickle.dumps(lazy)).digest() == lazy.digest()
+    with pytest.raises(UserError, match="read file by file"):
+        module(lazy, 5, shuffle="blocks")
+
+
+def test_a_damaged_saved_data_set_is_named(tmp_path: Path) -> None:
+    file = save(tmp_path, "train", range(30))
+    content = file.read_bytes()
+    for part in (content[:0], content[:100], content[: len(content) // 2], b"no Arrow" * 20):
+        file.write_bytes(part)
+        with pytest.raises(UserError, match=r"data-00000-of-00001\.arrow is damaged or no Arrow file"):
+            load(tmp_path, suffix="arrow")
+
+
+def test_the_package_itself_saves_what_is_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
+    images = [Image.open(io.BytesIO(png(row))) for row in range(12)]
+    made = datasets.Dataset.from_dict({"image": images, "label": [row % 2 for row in range(12)]}, features=features)
+    datasets.DatasetDict({"train": made, "test": made.select(range(3, 6))}).save_to_disk(str(tmp_path / "set"))
+    train, test = (load(tmp_path / "set", split, suffix="arrow") for split in ("train", "test"))
+    assert train.classes == ("even", "odd")
+    assert train.fetch(torch.arange(12))[:, 0, 0, 0].tolist() == [*range(12)]
+    assert test.fetch(torch.arange(3))[:, 0, 0, 0].tolist() == [3, 4, 5]

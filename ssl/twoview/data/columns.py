@@ -1,4 +1,4 @@
-"""Columns of Parquet files, as Hugging Face stores samples: {bytes, path} of an encoded file, and labels beside it."""
+"""Columns of Parquet and Arrow files, as Hugging Face stores samples: {bytes, path} of an encoded file, and labels."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def find_splits(
-    root: Path, train: str | None, test: str | None, label: str | None, on_error: str = "stop"
+    root: Path, train: str | None, test: str | None, label: str | None, on_error: str = "stop", suffix: str = "parquet"
 ) -> tuple[list[Path], list[Path]]:
     """The files of the train split and those of the test split, each in order of the names; of the latter there may be
     none.
@@ -30,15 +30,15 @@ def find_splits(
     taken, for published test splits often have none. With on_error="skip" files that are no Parquet files are left out.
     """
     if not root.is_dir():
-        raise UserError(f"there is no folder {root}: set data.root to the folder of your Parquet files")
-    given = sorted(path for path in root.rglob("*.parquet") if _visible(path.relative_to(root)))
+        raise UserError(f"there is no folder {root}: set data.root to the folder of your {suffix.title()} files")
+    given = sorted(path for path in root.rglob(f"*.{suffix}") if _visible(path.relative_to(root)))
     given = _readable(given, on_error)
     of_train = _readable(_matching(root, train), on_error) if train else called(root, given, TRAIN)
     if not train and not of_train and not any(called(root, given, (word,)) for word in TEST):
         of_train = given  # one set without splits
     if not of_train:
         raise UserError(
-            f"no file {train or 'train*.parquet'} in {root}: set data.root, or data.train to the name or pattern of "
+            f"no file {train or f'train*.{suffix}'} in {root}: set data.root, or data.train to the name or pattern of "
             "yours"
         )
     if test:
@@ -66,7 +66,8 @@ def _readable(files: list[Path], on_error: str) -> list[Path]:
 
 
 def _visible(path: Path) -> bool:
-    return not any(part.startswith(".") for part in path.parts)
+    """Not hidden, and not what `datasets` keeps of a computation."""
+    return not any(part.startswith((".", "cache-")) for part in path.parts)
 
 
 def _matching(root: Path, pattern: str) -> list[Path]:
@@ -188,6 +189,8 @@ def column_names(file: Path) -> list[str]:
 
 def count_rows(file: Path) -> int:
     with while_reading(file), open_file(file) as opened:
+        if isinstance(opened, ArrowFile):
+            return sum(batch.num_rows for batch in opened.batches)
         return int(opened.metadata.num_rows)
 
 
@@ -202,14 +205,46 @@ def class_names(file: Path, column: str) -> tuple[str, ...]:
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
+class ArrowFile:
+    """A memory-mapped file of Arrow record batches, as `datasets` saves them, with the part of the interface of a
+    `pyarrow.parquet.ParquetFile` that is needed here. Nothing but the layout of the batches is read at first.
+    """
+
+    def __init__(self, file: Path) -> None:
+        import pyarrow as pa
+
+        self._map = pa.memory_map(str(file))
+        self.batches = list(pa.ipc.open_stream(self._map))
+        self.schema_arrow = pa.ipc.open_stream(pa.memory_map(str(file))).schema
+
+    def read_row_group(self, number: int, columns: Sequence[str], use_threads: bool = False) -> Any:
+        import pyarrow as pa
+
+        return pa.Table.from_batches([self.batches[number]]).select(columns)
+
+    def read(self, columns: Sequence[str]) -> Any:
+        import pyarrow as pa
+
+        return pa.Table.from_batches(self.batches, self.schema_arrow).select(columns)
+
+    def close(self) -> None:
+        self.batches = []
+
+    def __enter__(self) -> "ArrowFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def open_file(file: Path) -> Any:
-    """A `pyarrow.parquet.ParquetFile`, whose footer has been read."""
+    """A `pyarrow.parquet.ParquetFile`, whose footer has been read, or an `ArrowFile`."""
     try:
         import pyarrow.parquet
     except ImportError:
         raise UserError("reading Parquet files needs pyarrow: pip install 'twoview[parquet]'") from None
     refuse_pipe(file)
-    return pyarrow.parquet.ParquetFile(file)
+    return ArrowFile(file) if file.suffix == ".arrow" else pyarrow.parquet.ParquetFile(file)
 
 
 @contextmanager
@@ -225,7 +260,8 @@ def while_reading(file: Path) -> Iterator[None]:
         if not isinstance(error, OSError | ValueError | pyarrow.ArrowException):
             raise
         why = str(error).partition("\n")[0]
-        raise DamagedError(f"{file} is damaged or no Parquet file ({why}): delete it and get it again") from None
+        kind = "Arrow" if file.suffix == ".arrow" else "Parquet"
+        raise DamagedError(f"{file} is damaged or no {kind} file ({why}): delete it and get it again") from None
 
 
 def require(column: str, what: str, names: Sequence[str], file: Path) -> None:

@@ -5,7 +5,7 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twoview.data.columns import DamagedError, open_file, require, while_reading
+from twoview.data.columns import ArrowFile, DamagedError, open_file, require, while_reading
 from twoview.data.files import Blob, Sources
 from twoview.errors import UserError
 
@@ -40,17 +40,12 @@ class RowGroups:
         for number, file in enumerate(self.files):
             with while_reading(file), open_file(file) as opened:
                 require(column, what, opened.schema_arrow.names, file)
-                footer, first = opened.metadata, 0
-                for group in range(footer.num_row_groups):
-                    described = footer.row_group(group)
-                    chunks = [described.column(i) for i in range(described.num_columns)]
-                    own = [one for one in chunks if one.path_in_schema.split(".")[0] == column.split(".")[0]]
-                    places.append((number, group, first, described.num_rows))
-                    sizes.append(
-                        [sum(one.total_uncompressed_size for one in own), sum(one.total_compressed_size for one in own)]
-                    )
-                    plain.append(_holds_no_path(opened.schema_arrow.field(column).type, column, own))
-                    first += described.num_rows
+                first = 0
+                for group, (rows, size, no_path) in enumerate(_groups(opened, column)):
+                    places.append((number, group, first, rows))
+                    sizes.append(size)
+                    plain.append(no_path)
+                    first += rows
         self.place = np.array(places, dtype=np.int64).reshape(-1, 4)  # file, group in it, its first row in it, rows
         self.sizes = np.array(sizes, dtype=np.int64).reshape(-1, 2)  # bytes of the values, and as stored
         self.plain = np.array(plain, dtype=bool)  # groups in which every value lies in the file itself
@@ -120,6 +115,24 @@ class RowGroups:
         return [[os.path.relpath(file, common) for file in self.files], [f.stat().st_size for f in self.files], sha]
 
 
+def _groups(opened: Any, column: str) -> Iterator[tuple[int, list[int], bool]]:
+    """Of each row group, or record batch: rows, bytes of the column as values and as stored, whether no value is a path
+    to another file.
+    """
+    kind = opened.schema_arrow.field(column).type
+    if isinstance(opened, ArrowFile):
+        for batch in opened.batches:
+            yield batch.num_rows, [batch.nbytes] * 2, _holds_no_path(kind, column, ())
+        return
+    footer = opened.metadata
+    for group in range(footer.num_row_groups):
+        described = footer.row_group(group)
+        chunks = [described.column(i) for i in range(described.num_columns)]
+        own = [one for one in chunks if one.path_in_schema.split(".")[0] == column.split(".")[0]]
+        size = [sum(one.total_uncompressed_size for one in own), sum(one.total_compressed_size for one in own)]
+        yield described.num_rows, size, _holds_no_path(kind, column, own)
+
+
 def _holds_no_path(kind: Any, column: str, chunks: Sequence[Any]) -> bool:
     """Whether no value of a row group can be a path to another file, by its type and the statistics in the footer."""
     import pyarrow as pa
@@ -182,8 +195,10 @@ class FileColumn(Sources):
         rows = None if self.rows is None else hashlib.sha256(self.rows.tobytes()).hexdigest()
         return [self.groups.stamp(), rows]
 
-    def blocks(self) -> tuple[Tensor, int]:
+    def blocks(self) -> tuple[Tensor, int] | None:
         groups = self.groups
+        if groups.files[0].suffix == ".arrow":  # mapped: a row is read without those beside it
+            return None
         rows = np.arange(len(groups)) if self.rows is None else self.rows
         largest = max(1, int(groups.sizes[:, 0].max(initial=0)))
         return torch.from_numpy(groups.group_of(rows)), max(1, int(groups.limit) // largest)

@@ -29,6 +29,7 @@ def parquet(
     on_error: OnError = "stop",
     in_memory: bool | Literal["auto"] = "auto",
     cache_mb: float = CACHE_MB,
+    suffix: Literal["parquet", "arrow"] = "parquet",
 ) -> SampleSet | None:
     """The images of the Parquet files below `root`, in order of the files' names.
 
@@ -37,10 +38,11 @@ def parquet(
     text and -1 are none. The classes are those that the metadata of the first train file names, else the sorted
     values of the train split. `label_column=None`: unlabelled. A set too large to decode into memory stays in its
     files: a batch comes from their row groups, of which a process holds `cache_mb` megabytes. `on_error="skip"` leaves
-    out files that are no Parquet files, too. All else as for `image_folder`.
+    out files that are no Parquet files, too. `suffix="arrow"`: record batches instead, as `save_to_disk` of Hugging
+    Face's `datasets` writes them; they are mapped, not held. All else as for `image_folder`.
     """
     root = Path(root).expanduser()
-    of_train, of_test = find_splits(root, train, test, label_column, on_error)
+    of_train, of_test = find_splits(root, train, test, label_column, on_error, suffix)
     if split == "test" and not of_test and holdout is None:
         return None
     files = of_test if split == "test" and of_test else of_train
