@@ -2,16 +2,17 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, Ended
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -64,6 +65,23 @@ def test_every_command_on_the_pages_is_one() -> None:
     for page in PAGES:
         for word in re.findall(r"`twoview ([a-z]+)\b", page.read_text()):
             assert word in COMMANDS, f"{page.name}: twoview {word}"
+
+
+TYPED = sorted(
+    line
+    for page in PAGES
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("python ") and "my_package" not in line  # that one: tests/train/test_add_your_own.py
+)
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_commands_that_need_data_are_composed(line: str, command: Callable[..., Ended]) -> None:
+    """Those in blocks without a language run: tests/test_readme.py."""
+    script, *words = shlex.split(line, comments=True)[1:]
+    ended = command(*words, "--cfg", "job", name=Path(script).stem)
+    assert ended.code == 0, ended.err
 
 
 @pytest.mark.slow
