@@ -10,6 +10,7 @@ from twoview.ablate.figures import Chart, few
 from twoview.ablate.results import HEADLINE, Results, Run
 from twoview.report.plots import SPACES, canvas, fold, likeness, profiles, tiles
 from twoview.report.theme import Theme
+from twoview.report.words import number, percent
 
 MARKERS = "osD^vPX"
 FACTORS = {  # of `twoview.data.image.shapes`, for people
@@ -51,7 +52,8 @@ def _invariance(study: Results, theme: Theme) -> Any:
         return lambda name, space: [_likeness(study, arm, name, space, level) for level in facts[name]["levels"]]
 
     colours = theme.colours(len(arms))
-    figure = profiles(theme, facts, [(colour, curve(arm)) for arm, colour in zip(arms, colours, strict=True)])
+    looks = [lambda space, colour=colour: {"color": colour, "ls": SPACES[space]} for colour in colours]
+    figure = profiles(theme, facts, [(look, curve(arm)) for arm, look in zip(arms, looks, strict=True)])
     _legend(figure, study, theme, lines=True)
     return figure
 
@@ -136,10 +138,9 @@ def _factors(study: Results, theme: Theme) -> Any:
             chance, of_number = float(entry.get("chance") or 0.0), entry.get("kind") == "r2"
             values = [study.mean(arm, f"factors.{name}.{space}") for arm in arms]
             shades.append([None if x is None else min(1.0, max(0.0, (x - chance) / (1 - chance))) for x in values])
-            texts.append(["" if x is None else (f"{x:.2f}" if of_number else f"{100 * x:.0f}") for x in values])
+            texts.append(["" if x is None else (number(x, 2) if of_number else percent(x, 0)) for x in values])
             rows.append(f"{FACTORS.get(name, name.replace('_', ' '))} ({'R²' if of_number else '%'})")
-        texts = [[text.replace("-", "−") for text in row] for row in texts]
-        tiles(panel, shades, texts, rows, arms, half, limits=(0, 1))
+        tiles(panel, shades, texts, rows, arms, half, limits=(0, 1), scale="% of the way from chance to perfect")
         panel.set_title(title)
     return figure
 

@@ -99,7 +99,22 @@ def _curve(study: Results, theme: Theme) -> Any:
     for panel in panels[len(axes) :]:
         panel.set_visible(False)
     panels[0].set_title("linear probe, top-1 (%)", weight="normal", color=theme.pale)
+    figure.legend(handles=_legend(study, theme), loc="outside lower center", ncols=2 if theme.narrow else 5)
     return figure
+
+
+def _legend(study: Results, theme: Theme) -> list[Any]:
+    """What the marks of a curve are."""
+    from matplotlib.lines import Line2D
+
+    many = len(study.settings["seeds"]) > 1
+    marks: list[tuple[bool, str, dict[str, Any]]] = [
+        (True, "mean of the seeds" if many else "one seed", {"color": theme.good, "lw": 2.2, "marker": "o", "ms": 6}),
+        (many, "95 % interval", {"color": theme.good, "lw": 6, "alpha": 0.25}),
+        (many, "a seed", {"color": theme.pale, "lw": 0.8, "marker": "o", "ms": 2.5}),
+        (True, "reference", {"ls": "", "marker": "o", "ms": 10, "mfc": theme.paper, "mec": theme.good, "mew": 2.2}),
+    ]
+    return [Line2D([], [], label=name, **look) for wanted, name, look in marks if wanted]
 
 
 def _limits(spread: Interval | Difference) -> tuple[float, float]:
@@ -163,7 +178,7 @@ def _heat_map(study: Results, theme: Theme) -> Any:
     side = theme.width / (len(columns) + 3.5)
     figure = canvas(theme, 1.1 + len(rows) * min(0.9, max(0.3, side * (0.85 if theme.narrow else 0.62))))
     panel = figure.subplots()
-    tiles(panel, table, texts, rows, [*columns, "mean"], theme, outlined, apart=1)
+    tiles(panel, table, texts, rows, [*columns, "mean"], theme, outlined, apart=1, scale="linear probe, top-1 (%)")
     panel.set_ylabel(fold(str(axes[0].get("label") or ""), 40))
     panel.set_title(fold(str(axes[1].get("label") or ""), 40), weight="normal", color=theme.pale, size=9, loc="center")
     return figure

@@ -17,14 +17,16 @@ from twoview.report.words import NONE, duration, percent
 from twoview.run.atomic import save
 from twoview.run.folder import VIEWS
 
+KEPT = "views"  # in the folder of a study: a sheet of each arm, by its number
+
 
 def write(folder: Path | str) -> dict[str, Path]:
     """Writes `report.html`, `report.md`, `results.csv`, `results.parquet` (with pyarrow), `runs.json` and the figures
     into the folder of a study, finished or not. Returns the paths: `html`, `md`, `csv`, `parquet`, `runs`, `png` (the
     main figure) and one per further figure.
 
-    From `study.json` and `runs.json` alone all of it can be written again, but for the pictures of views. UserError
-    where there is nothing to report (`twoview.ablate.results.read`), or no place to write to.
+    From `study.json`, `runs.json` and the pictures in `views/` all of it can be written again, without the runs.
+    UserError where there is nothing to report (`twoview.ablate.results.read`), or no place to write to.
     """
     folder = Path(folder)
     study = read(folder)
@@ -36,10 +38,14 @@ def write(folder: Path | str) -> dict[str, Path]:
         "csv": ("results.csv", as_csv(rows)),
         "parquet": ("results.parquet", as_parquet(rows)),
         "md": ("report.md", markdown(study, names)),
-        "html": ("report.html", page(study, main, others).html()),
+        "html": ("report.html", page(study, main, others, folder).html()),
     }
     for chart in charts:
         contents["png" if chart is main else chart.name] = names[chart], render(chart.plot)
+    for n, arm in enumerate(study.arms):
+        if data := _views(study, folder, arm):
+            (folder / KEPT).mkdir(exist_ok=True)
+            save(folder / KEPT / f"{n}.png", data)
     written = {key: folder / name for key, (name, content) in contents.items() if content is not None}
     for key, path in written.items():
         save(path, contents[key][1] or "")
@@ -52,7 +58,7 @@ def file_name(study: Results, what: str = "") -> str:
     return f"{stem}_{what}.png" if what else f"{stem}.png"
 
 
-def page(study: Results, main: Chart, others: Sequence[Chart]) -> Page:
+def page(study: Results, main: Chart, others: Sequence[Chart], folder: Path) -> Page:
     settings = study.settings
     seeds, epochs = len(settings["seeds"]), settings.get("epochs")
     about = [str(settings.get("data") or ""), f"{len(settings['arms'])} arms", f"{seeds} seed{'s' * (seeds > 1)}"]
@@ -76,7 +82,7 @@ def page(study: Results, main: Chart, others: Sequence[Chart]) -> Page:
         section.paragraph("What failed, and why:")
         failed = [[run.arm, str(run.seed), findings.error(run.result)] for run in study.failed]
         section.table(["arm", "seed", "error"], failed, "lrl")
-    views = [(data, arm) for arm in study.arms if (data := _views(study, arm))]
+    views = [(data, arm) for arm in study.arms if (data := _views(study, folder, arm))]
     if views:
         section = report.section("What the views look like")
         section.paragraph("Images, and below each its two views as the arm makes them.")
@@ -109,10 +115,12 @@ def _numbers(study: Results) -> list[tuple[str, str]]:
     return numbers
 
 
-def _views(study: Results, arm: str) -> bytes | None:
-    for run in study.of(arm):
+def _views(study: Results, folder: Path, arm: str) -> bytes | None:
+    """The sheet of a run of the arm; of runs that are gone, the one that an earlier report kept."""
+    kept = folder / KEPT / f"{study.arms.index(arm)}.png"
+    for path in (*(run.folder / VIEWS for run in study.of(arm)), kept):
         try:
-            data = (run.folder / VIEWS).read_bytes()
+            data = path.read_bytes()
         except OSError:
             continue
         if data.startswith(b"\x89PNG"):

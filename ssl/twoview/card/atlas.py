@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from twoview.card.measures import Encoder, Judged
+from twoview.card.measures import RUN, Encoder, Judged
 from twoview.data.set import SampleSet
 from twoview.errors import UserError
 from twoview.evaluate.describe.components import principal
@@ -18,6 +18,7 @@ from twoview.rng import permutation
 log = logging.getLogger(__name__)
 
 QUERIES, NEIGHBOURS = 10, 5
+PICTURES = 14  # on a map
 PERPLEXITY = 30.0  # of t-SNE: the usual one
 
 
@@ -72,21 +73,43 @@ class Map(NamedTuple):
     points: Tensor
     labels: Tensor | None
     note: str
+    pictures: list[tuple[int, Tensor]] = []  # noqa: RUF012 - of a tuple: some points, far from each other, as images
 
 
 def maps(judged: Judged) -> dict[str, list[Map]]:
     """For each encoder the principal components of its unit features, and t-SNE where scikit-learn is installed."""
     index = judged.some(judged.config["map_images"], "map")
     labels = None if judged.test.labels is None else judged.test.labels.cpu()[index]
+    draw = judged.test.draw
     found: dict[str, list[Map]] = {}
+
+    def with_pictures(name: str, one: Map) -> Map:
+        if draw is None or name != RUN:
+            return one
+        rows = _far_apart(one.points, PICTURES)
+        images = draw(judged.test.fetch(index[torch.tensor(rows)])).cpu()
+        return one._replace(pictures=list(zip(rows, images, strict=True)))
+
     for name, encoder in judged.encoders.items():
         x = F.normalize(encoder.test[index.to(encoder.test.device)].double().cpu(), dim=1)
         points, share = principal(x, 50)
         note = f"{100 * float(share[:2].sum()):.0f} % of the variance"
-        found[name] = [Map("principal components", points[:, :2], labels, note)]
+        found[name] = [with_pictures(name, Map("principal components", points[:, :2], labels, note))]
         if (further := _neighbour_map(points, judged.config["seed"])) is not None:
-            found[name].append(Map(*further, labels, "distances between groups mean little"))
+            there = Map(*further, labels, "distances between groups mean little")
+            found[name].append(with_pictures(name, there))
     return found
+
+
+def _far_apart(points: Tensor, count: int) -> list[int]:
+    """At most `count` rows of (M, 2): the one nearest to the middle, then always the one farthest from all so far."""
+    scaled = (points - points.mean(0)) / points.std(0).clamp(min=1e-12)
+    chosen = [int(scaled.square().sum(1).argmin())]
+    distance = torch.full((len(points),), float("inf"), dtype=points.dtype)
+    while len(chosen) < min(count, len(points)):
+        distance = torch.minimum(distance, (scaled - scaled[chosen[-1]]).square().sum(1))
+        chosen.append(int(distance.argmax()))
+    return chosen
 
 
 def _neighbour_map(points: Tensor, seed: int) -> tuple[str, Tensor] | None:

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twoview.card.measures import OTHER, RUN, UNTRAINED
-from twoview.report.plots import SPACES, canvas, likeness, profiles, tiles
+from twoview.report.plots import DASHED, canvas, likeness, profiles, tiles
 from twoview.report.theme import Plot, Theme
 from twoview.report.words import percent
 
 NAMES = {RUN: "this run", UNTRAINED: "untrained", OTHER: "the other run"}
+LINES: dict[str, Any] = {RUN: "-", UNTRAINED: DASHED, OTHER: (0, (1, 1.5))}
 MANY = 20  # classes whose names and numbers still fit into a picture
 
 Content = Mapping[str, Any]  # of card.json, or of an entry of it
@@ -43,7 +44,7 @@ def knn(content: Content) -> Plot:
             heads = [f"{t:g}" for t in content["temperature"]]
             tiles(
                 panel, grid, texts, [f"k = {k}" for k in content["k"]], heads, theme,
-                outlined=outlined, limits=(min(shares), max(shares)),
+                outlined=outlined, limits=(min(shares), max(shares)), scale="top-1 (%)",
             )  # fmt: skip
             panel.set_title(NAMES[name], pad=8)
         return figure
@@ -101,7 +102,9 @@ def robustness(content: Content) -> Plot:
         heads = [str(s) for s in severities] + [short[name] for name in names]
         highest = max(content[RUN]["clean"], *[x for row in rows for x in row[: len(severities)]])
         panel = figure.subplots()
-        tiles(panel, rows, texts, [*kinds, "mean"], heads, theme, apart=len(names), limits=(0, highest))
+        tiles(
+            panel, rows, texts, [*kinds, "mean"], heads, theme, apart=len(names), limits=(0, highest), scale="top-1 (%)"
+        )
         if not theme.narrow:
             panel.set_xticks(panel.get_xticks(), heads, rotation=0, ha="center")
         return figure
@@ -148,7 +151,8 @@ def confusion(content: Content, classes: Sequence[str]) -> Plot:
             figure = canvas(theme, 1.1 + (0.27 if theme.narrow else 0.4) * len(classes))
             panel = figure.subplots()
             texts = [["" if x is None or x < 0.005 else f"{100 * x:.0f}" for x in row] for row in table]
-            tiles(panel, table, texts, list(classes), list(classes), theme, limits=(0, 1))
+            scale = "% of a class (row) that were given this class (column)"
+            tiles(panel, table, texts, list(classes), list(classes), theme, limits=(0, 1), scale=scale)
             return figure
         from matplotlib.colors import LinearSegmentedColormap
 
@@ -176,9 +180,14 @@ def invariance(content: Content) -> Plot:
 
             return of
 
-        figure = profiles(theme, content[RUN], [(colour(theme, name), curve(name)) for name in names])
-        handles = [Line2D([], [], color=colour(theme, name), lw=2, label=NAMES[name]) for name in names]
-        handles += [Line2D([], [], color=theme.ink, lw=1.5, ls=style, label=space) for space, style in SPACES.items()]
+        tints = {"h": theme.good, "z": theme.bad}
+
+        def look(name: str) -> Callable[[str], dict[str, Any]]:
+            return lambda space: {"color": tints[space], "ls": LINES[name], "alpha": 1 if name == RUN else 0.65}
+
+        figure = profiles(theme, content[RUN], [(look(name), curve(name)) for name in names])
+        handles = [Line2D([], [], color=tint, lw=2, label=space) for space, tint in tints.items()]
+        handles += [Line2D([], [], color=theme.ink, lw=1.5, ls=LINES[name], label=NAMES[name]) for name in names]
         figure.legend(handles=handles, loc="outside lower center", ncols=2 if theme.narrow else 5)
         return figure
 

@@ -14,7 +14,7 @@ from twoview.data.demand import shape_words
 from twoview.report.curves import curves
 from twoview.report.page import Cell, Page, Section
 from twoview.report.theme import write_plot
-from twoview.report.words import NBSP, NONE, in_points, p_words, percent, span
+from twoview.report.words import NBSP, in_points, number, p_words, percent, span
 from twoview.run.atomic import save
 
 QUALITY = {  # rows of the table: words, digits
@@ -55,9 +55,11 @@ def compose(card: Card) -> Page:
     content = card.content
     size = shape_words(content["shape"])
     network = f"{content['network']} ({content['dim']} features)"
-    about = f"{content['method']}, {network}, on {content['data']}, samples of {size}"
-    page = Page(f"Evaluation card: {content['name']}", f"{about} · {content['made'][:10]}", FOOT)
+    about = f"Evaluation card of {content['name']}: {network}, samples of {size}"
+    page = Page(f"{content['method']} on {content['data']}", f"{about} · {content['made'][:10]}", FOOT)
     _head(card, page)
+    if "linear" not in content:
+        _features(card, page)
     scores.accuracy(card, page.section("Accuracy"))
     if "few_labels" in content:
         scores.few_labels(card, page.section("With few labels"))
@@ -68,15 +70,20 @@ def compose(card: Card) -> Page:
     if "linear" in content:
         scores.calibration(card, page.section("Calibration"))
         scores.classes(card, page.section("Class by class"))
-    if "neighbours" in card.shown:
-        _neighbours(card, page.section("Nearest neighbours"))
-    if "maps" in card.shown:
-        _maps(card, page.section("Map of the features"))
+    if "linear" in content:
+        _features(card, page)
     if {"quality", "invariance"} & content.keys():
         _representation(card, page.section("The representation itself"))
     _training(card, page.section("Training"))
     provenance(page.section("Where these numbers come from"), content)
     return page
+
+
+def _features(card: Card, page: Page) -> None:
+    if "neighbours" in card.shown:
+        _neighbours(card, page.section("Nearest neighbours"))
+    if "maps" in card.shown:
+        _maps(card, page.section("Map of the features"))
 
 
 def _head(card: Card, page: Page) -> None:
@@ -90,6 +97,8 @@ def _head(card: Card, page: Page) -> None:
         )
         if OTHER in content["linear"]:
             page.paragraph(_verdict(card))
+    elif card.shown.keys() & {"neighbours", "maps"}:
+        page.lead("What the encoder finds alike, without labels: the nearest images of some, and a map of many.")
     else:
         page.lead(f"No accuracy can be given: {content['missing']['linear'].rstrip('.')}.")
     for caveat in content["caveats"]:
@@ -166,8 +175,7 @@ def _representation(card: Card, section: Section) -> None:
         columns = [(name, space) for name in among(found) for space in ("h", "z") if space in found[name]]
         rows: list[Row] = []
         for key, (words, digits) in QUALITY.items():
-            values = [found[name][space].get(key) for name, space in columns]
-            rows.append([words, *[NONE if x is None else f"{x:,.{digits}f}".replace("-", "−") for x in values]])
+            rows.append([words, *[number(found[name][space].get(key), digits) for name, space in columns]])
         head: list[str | Cell] = ["", *[Cell(space, NAMES[name]) for name, space in columns]]
         section.table(head, rows, "l" + "r" * len(columns), QUALITY_NOTE)
     if "invariance" in content:
@@ -176,7 +184,7 @@ def _representation(card: Card, section: Section) -> None:
             section, "invariance", figures.invariance(found), "Similarity of an image and its transform",
             f"What the features ignore. Cosine of an image and its transform as the transform grows, mean of "
             f"{found['images']:,} test images: 1, nothing has changed; 0, as unlike as two different "
-            "images. Solid: h; dashed: z.",
+            "images. By colour: h and z; by line: the encoders.",
         )  # fmt: skip
 
 

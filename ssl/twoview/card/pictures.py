@@ -89,6 +89,8 @@ def maps(found: Mapping[str, Sequence[Map]], classes: Sequence[str]) -> Plot:
                     tint = tint if hues else [tint[c] for c in numbers]
                 x, y = one.points[:, 0].numpy(), one.points[:, 1].numpy()
                 panel.scatter(x, y, s=min(20, max(3.5, 5000 / len(x))), c=tint, lw=0, alpha=0.85, rasterized=True)
+                for row, pixels in one.pictures:
+                    _pin(panel, (x[row], y[row]), pixels, 72 * side / 14, theme)
                 panel.set_title(f"{NAMES[name]},{chr(10) if theme.narrow else ' '}{one.method}")
                 panel.set_xlabel(fold(one.note, 26 if theme.narrow else 60))
                 panel.set(xticks=[], yticks=[])
@@ -102,6 +104,17 @@ def maps(found: Mapping[str, Sequence[Map]], classes: Sequence[str]) -> Plot:
         return figure
 
     return plot
+
+
+def _pin(panel: Any, at: tuple[float, float], pixels: Tensor, side: float, theme: Theme) -> None:
+    """A picture (C, H, W) of `side` points at its place on a map."""
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    channels = 3 if len(pixels) >= 3 else 1
+    picture = pixels[:channels].expand(3, -1, -1).movedim(0, -1).numpy()
+    image = OffsetImage(picture, zoom=side / max(picture.shape[:2]), interpolation="nearest", dpi_cor=True)
+    frame = {"edgecolor": theme.paper, "lw": 1}
+    panel.add_artist(AnnotationBbox(image, at, pad=0, bboxprops=frame))
 
 
 def right_share(shown: Sequence[Shown], name: str = RUN) -> str:

@@ -37,11 +37,13 @@ def tiles(
     outlined: Sequence[tuple[int, int]] = (),
     apart: int = 0,
     limits: tuple[float, float] | None = None,
+    scale: str = "",
 ) -> None:
     """A heat map with its texts, coloured between `limits` (None: the least and the most); the last `apart` columns
-    stand apart without colour.
+    stand apart without colour. `scale`: what the colours mean, written beside their scale.
     """
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
     from matplotlib.patches import Rectangle
 
     ramp = LinearSegmentedColormap.from_list("ramp", theme.ramp)
@@ -67,6 +69,13 @@ def tiles(
     panel.set_yticks([i + 0.5 for i in range(len(rows))], [fold(name, 14 if theme.narrow else 26) for name in rows])
     panel.tick_params(length=0, labeltop=True, labelbottom=False, colors=theme.ink)
     panel.spines[:].set_visible(False)
+    if scale and high > low:
+        colours = ScalarMappable(Normalize(100 * low, 100 * high), ramp)
+        under: dict[str, Any] = {"orientation": "horizontal", "fraction": 0.04, "pad": 0.03, "aspect": 40}
+        bar = panel.figure.colorbar(colours, ax=panel, **under)
+        bar.set_label(scale, color=theme.pale, size=9)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=2, labelsize=8)
 
 
 def ink_on(paint: Any) -> str:
@@ -84,30 +93,36 @@ def ink_on(paint: Any) -> str:
 def profiles(
     theme: Theme,
     facts: Mapping[str, Mapping[str, Any]],
-    curves: Sequence[tuple[Any, Callable[[str, str], Sequence[float]]]],
+    curves: Sequence[tuple[Callable[[str], dict[str, Any]], Callable[[str, str], Sequence[float]]]],
 ) -> Any:
-    """Invariance profiles, a panel per transform, of `facts` (`levels` and `unit` by transform).
+    """Invariance profiles, a panel per transform, of `facts` (`levels` and `unit` by transform), all on one scale that
+    ends where the curves do.
 
-    A curve is a colour and a function of the transform and the space (h, drawn solid, or z, dashed) that gives the
+    A curve is how it looks in a space (h or z), and a function of the transform and the space that gives the
     `likeness` at each level, or nothing.
     """
     columns = max(1, min(len(facts), 2 if theme.narrow else 4))
     rows = max(1, math.ceil(len(facts) / columns))
     figure = canvas(theme, rows * 2.1 + (1.2 if theme.narrow else 0.6))
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    lowest = 1.0
     for (name, fact), panel in zip(facts.items(), panels, strict=False):
         levels = fact["levels"]
-        for colour, curve in curves:
-            for space, style in SPACES.items():
+        for look, curve in curves:
+            for space in SPACES:
                 if values := curve(name, space):
-                    panel.plot(levels, values, color=colour, ls=style, lw=1.6)
+                    panel.plot(levels, values, lw=1.6, **look(space))
+                    lowest = min([lowest, *(y for y in values if math.isfinite(y))])
         panel.set_title(fold(name, 22, 1))
         panel.set_xlabel(fold(str(fact.get("unit") or ""), 24))
         panel.locator_params(axis="x", nbins=4)
-        panel.set_ylim(-0.1, 1.05)
         panel.grid(axis="y")
         if levels[0] > levels[-1]:  # what is left of the image: no change is on the left all the same
             panel.invert_xaxis()
+    room = 0.05 * max(0.1, 1 - lowest)
+    panels[0].set_ylim(lowest - room, 1 + room)
+    for panel in panels[::columns]:
+        panel.set_ylabel("likeness")
     for panel in panels[len(facts) :]:
         panel.set_visible(False)
     return figure

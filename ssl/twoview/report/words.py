@@ -6,11 +6,18 @@ NONE = "–"  # where there is no number
 NBSP = "\N{NO-BREAK SPACE}"
 
 
+def number(x: float | None, digits: int) -> str:
+    """With a minus sign that is one, and none before zero."""
+    if x is None:
+        return NONE
+    return f"{round(x, digits) + 0.0:,.{digits}f}".replace("-", "−")
+
+
 def percent(share: float | None, digits: int = 1, unit: str = "") -> str:
     """A share in percent; a `unit` (%, points) stays on its line."""
     if share is None:
         return NONE
-    return f"{share * 100:.{digits}f}".replace("-", "−") + (NBSP + unit if unit else "")
+    return number(share * 100, digits).replace(",", "") + (NBSP + unit if unit else "")
 
 
 def in_points(x: float) -> str:
