@@ -213,9 +213,8 @@ class ArrowFile:
     def __init__(self, file: Path) -> None:
         import pyarrow as pa
 
-        self._map = pa.memory_map(str(file))
-        self.batches = list(pa.ipc.open_stream(self._map))
-        self.schema_arrow = pa.ipc.open_stream(pa.memory_map(str(file))).schema
+        reader = pa.ipc.open_stream(pa.memory_map(str(file)))  # batches keep the map open
+        self.schema_arrow, self.batches = reader.schema, list(reader)
 
     def read_row_group(self, number: int, columns: Sequence[str], use_threads: bool = False) -> Any:
         import pyarrow as pa
