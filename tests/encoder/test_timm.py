@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 from torch import nn
 
 from twoview.encoder.frozen import digest
@@ -191,3 +193,31 @@ def test_a_run_with_a_network_of_timm(
     assert "views of shapes have 3 channels, and the encoder is for 1: set encoder.channels=3" in error
     monkeypatch.setattr(timm, "__version__", "0.1")
     assert "encoder of timm 0.1 instead of timm" in command("resume=run").error
+
+
+def test_weights_that_timm_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    create, asked = timm.create_model, []
+
+    def made(name: str, pretrained: bool = False, **arguments: Any) -> Any:
+        network = create(name, **arguments)
+        if pretrained:
+            asked.append(arguments)
+            nn.init.constant_(network.norm.weight, 7.0)
+        return network
+
+    monkeypatch.setattr(timm, "create_model", made)
+    network = timm_encoder("vit_tiny_patch16_224", 32, 1, args={"patch_size": 8}, weights="pretrained")
+    assert asked == [{"img_size": 32, "num_classes": 0, "in_chans": 1, "patch_size": 8}]
+    assert network.norm.weight.eq(7).all()
+
+
+def test_the_preset_for_small_images_trains_all_but_its_patches() -> None:
+    config = yaml.safe_load((ROOT / "configs" / "encoder" / "vit_small32.yaml").read_text())
+    del config["_target_"]
+    network = timm_encoder(**config | {"size": 32})
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 21.3  # as its configuration says
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"patch_embed.proj.weight", "patch_embed.proj.bias"}
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 384)
+    with pytest.raises(UserError, match="freeze_patch is for networks with patches, and resnet18 has none"):
+        timm_encoder("resnet18", 32, freeze_patch=True)

@@ -1,5 +1,6 @@
 """A run starts from weights that there are: what fits is taken, what does not is said, and "untrained" means them."""
 
+import logging
 import pickle
 import shutil
 from collections.abc import Callable
@@ -136,3 +137,26 @@ def test_runs_from_other_weights_are_other_runs(
         assert command(*tiny, f"encoder.weights={place}.pth", f"hydra.run.dir={folder}", "epochs=1").code == 0
         hashes.append(read_checkpoint(tmp_path / folder)["twoview"]["identity"]["run_hash"])
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_weights_that_torchvision_downloads(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    theirs = torchvision.models.resnet18().state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: theirs)
+    with caplog.at_level(logging.INFO, "twoview"):
+        network = resnet18(stem="imagenet", weights="pretrained")
+    assert all(torch.equal(value, theirs[name]) for name, value in network.state_dict().items())
+    assert "starting from pretrained: 120 of 120 tensors; not used: fc.weight and fc.bias" in caplog.text
+    small = resnet18(stem="cifar", weights="pretrained")  # another first convolution, which is said
+    assert torch.equal(small.layer1[0].conv1.weight, theirs["layer1.0.conv1.weight"])
+    assert "drawn at random: conv1.weight (64x3x7x7 there, 64x3x3x3 here)" in caplog.text
+
+
+def test_without_a_network_one_line_names_the_file_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"cannot be fetched \(Name or service not known\).*encoder\.weights=<file>"):
+        resnet18(weights="pretrained")
+    with pytest.raises(UserError, match="nobody gives weights for this encoder"):
+        Small(weights="pretrained")

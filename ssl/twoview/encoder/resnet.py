@@ -1,9 +1,11 @@
 """torchvision's ResNets (He et al., arXiv 1512.03385) as encoders, with a stem for small or for large images."""
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from twoview.encoder.weights import start_from
 from twoview.errors import UserError
@@ -16,9 +18,8 @@ def resnet18(
     weights: str = "random",
 ) -> nn.Module:
     """ResNet-18: h of 512 dimensions."""
-    return start_from(
-        _encoder(torchvision.models.resnet18(zero_init_residual=zero_init_residual), stem, channels), weights
-    )
+    network = torchvision.models.resnet18(zero_init_residual=zero_init_residual)
+    return start_from(_encoder(network, stem, channels), weights, partial(_pretrained, "resnet18"))
 
 
 def resnet34(
@@ -28,9 +29,8 @@ def resnet34(
     weights: str = "random",
 ) -> nn.Module:
     """ResNet-34: h of 512 dimensions."""
-    return start_from(
-        _encoder(torchvision.models.resnet34(zero_init_residual=zero_init_residual), stem, channels), weights
-    )
+    network = torchvision.models.resnet34(zero_init_residual=zero_init_residual)
+    return start_from(_encoder(network, stem, channels), weights, partial(_pretrained, "resnet34"))
 
 
 def resnet50(
@@ -40,9 +40,14 @@ def resnet50(
     weights: str = "random",
 ) -> nn.Module:
     """ResNet-50: h of 2048 dimensions."""
-    return start_from(
-        _encoder(torchvision.models.resnet50(zero_init_residual=zero_init_residual), stem, channels), weights
-    )
+    network = torchvision.models.resnet50(zero_init_residual=zero_init_residual)
+    return start_from(_encoder(network, stem, channels), weights, partial(_pretrained, "resnet50"))
+
+
+def _pretrained(name: str) -> Mapping[str, Tensor]:
+    """torchvision's best weights of ImageNet."""
+    weights: Mapping[str, Tensor] = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=False)
+    return weights
 
 
 def _encoder(network: Any, stem: str, channels: int) -> nn.Module:

@@ -36,6 +36,7 @@ def timm_encoder(
     stem: Literal["auto", "small", "as_is"] = "auto",
     pool: Literal["token", "avg", "both"] | None = None,
     drop_path: float = 0.0,
+    freeze_patch: bool = False,
     args: dict[str, Any] | None = None,
     weights: str = "random",
 ) -> nn.Module:
@@ -46,7 +47,8 @@ def timm_encoder(
     divide the resolution by 32, which leaves one place of an image of 32 pixels, and learn badly so. `small` takes the
     strides of the first layers away until the last maps are 4 times as large, `auto` until they are at least 4 x 4,
     `as_is` leaves them. Networks that are built for one size (vision transformers: `args={patch_size: 4}`) stay as they
-    are. `pool` of vision transformers; `args` are passed on. The attribute `package` is timm with its version,
+    are. `pool` of vision transformers; `freeze_patch` leaves their patch embedding as it is drawn (MoCo v3, section 4:
+    training is steadier so); `args` are passed on. The attribute `package` is timm with its version,
     `arguments` what it was built with, `changed` the attributes of layers that the stem has changed. UserError for
     whatever timm refuses, and for networks whose output is no vector.
     """
@@ -79,7 +81,10 @@ def timm_encoder(
             "encoder.stem=auto, or where it has patches smaller ones: encoder.args={patch_size: %d}",
             *(name, side, side, size, max(1, size // 8)),
         )
-    return start_from(network.train(), weights)
+    start_from(network.train(), weights, lambda: _create(name, size, given, pretrained=True).state_dict())
+    if freeze_patch:
+        _freeze_patch(network, name)
+    return network
 
 
 def _passed_on(args: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +106,7 @@ def _timm() -> Any:
     return timm
 
 
-def _create(name: str, size: int, given: dict[str, Any]) -> Any:
+def _create(name: str, size: int, given: dict[str, Any], pretrained: bool = False) -> Any:
     """The network, built for the size where it has one. timm does not tell which of its networks do: it is tried."""
     timm = _timm()
     if ":" in name or not timm.is_model(name.partition(".")[0]):
@@ -110,9 +115,9 @@ def _create(name: str, size: int, given: dict[str, Any]) -> Any:
         raise UserError(f"encoder.name={name} is no network of timm {timm.__version__}.{hint}")
     try:
         try:
-            network, own = timm.create_model(name, img_size=size, **given), {"img_size": size}
+            network, own = timm.create_model(name, pretrained, img_size=size, **given), {"img_size": size}
         except TypeError:
-            network, own = timm.create_model(name, **given), {}
+            network, own = timm.create_model(name, pretrained, **given), {}
     except Exception as error:  # each of its networks raises kinds of its own
         values = ", ".join(f"{key}={value}" for key, value in given.items())
         raise UserError(f"encoder.name={name} cannot be built with size={size}, {values}: {_line(error)}") from error
@@ -127,6 +132,12 @@ def _pool(network: Any, name: str, pool: str) -> None:
         raise UserError(f"encoder.pool={pool} is for vision transformers, and {name} has no such tokens: leave it out")
     if pool == "both":
         network.head = TokenAndMean(prefix)
+
+
+def _freeze_patch(network: Any, name: str) -> None:
+    if getattr(network, "patch_embed", None) is None:
+        raise UserError(f"encoder.freeze_patch is for networks with patches, and {name} has none: leave it out")
+    network.patch_embed.requires_grad_(False)
 
 
 def _width(network: Any, name: str, x: Tensor) -> int:

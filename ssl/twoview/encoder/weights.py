@@ -1,6 +1,7 @@
 """Weights that an encoder starts from: those of a run or a file, of twoview, torchvision, timm, lightly, solo-learn."""
 
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,12 +13,16 @@ from twoview.errors import UserError, listed
 log = logging.getLogger(__name__)
 
 RANDOM = "random"
+PRETRAINED = "pretrained"
 COUNTERS = "num_batches_tracked"  # of batch normalisation: older files lack them, and nothing is computed from them
 
 
-def start_from(network: nn.Module, weights: str) -> nn.Module:
+def start_from(
+    network: nn.Module, weights: str, pretrained: Callable[[], Mapping[str, Tensor]] | None = None
+) -> nn.Module:
     """The network with the weights of a file (safetensors, or a state dict of torch's, alone or in a checkpoint) or of
-    a run's folder; "random": as it is.
+    a run's folder; "random": as it is; "pretrained": those that the network's own package downloads, which the function
+    `pretrained` gives.
 
     Tensors are found by their names, behind whatever prefix they have there ("backbone.", "module.encoder_q."). What
     fits is taken, and all that does not is said. UserError where less than half of the network's parameters would come
@@ -25,8 +30,13 @@ def start_from(network: nn.Module, weights: str) -> nn.Module:
     """
     if weights == RANDOM:
         return network
-    path = _file(Path(weights).expanduser())
-    there, here = _tensors(path), network.state_dict()
+    path: str | Path = weights
+    if weights == PRETRAINED:
+        there = _downloaded(pretrained)
+    else:
+        path = _file(Path(weights).expanduser())
+        there = _tensors(path)
+    here = network.state_dict()
     prefix = _prefix(there, here)
     found = {name: there[prefix + name] for name in here if prefix + name in there}
     fitting = {name: tensor for name, tensor in found.items() if tensor.shape == here[name].shape}
@@ -54,6 +64,22 @@ def start_from(network: nn.Module, weights: str) -> nn.Module:
         f"; not used: {listed(rest, 4)}" if rest else "",
     )
     return network
+
+
+def _downloaded(pretrained: Callable[[], Mapping[str, Tensor]] | None) -> dict[str, Tensor]:
+    if pretrained is None:
+        raise UserError(
+            f"encoder.weights={PRETRAINED}: nobody gives weights for this encoder; name a file or a run, or take "
+            "encoder=resnet18, resnet50 or timm"
+        )
+    try:
+        return dict(pretrained())
+    except Exception as error:  # of networks, of their packages and of disks
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"encoder.weights={PRETRAINED} cannot be fetched ({reason[:200]}): it needs a network the first time, and "
+            "weights that the package has. Download them elsewhere and give encoder.weights=<file>"
+        ) from error
 
 
 def _file(path: Path) -> Path:

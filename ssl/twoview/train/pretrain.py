@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from twoview.cli.program import near, spelled
 from twoview.cli.trust import trusting
-from twoview.encoder.weights import RANDOM
+from twoview.encoder.weights import PRETRAINED, RANDOM
 from twoview.errors import UserError
 from twoview.run.atomic import write_text
 from twoview.run.checkpoint import save_encoder
@@ -83,7 +83,7 @@ def finish(run: Assembly, stopped: Interrupted | None) -> dict[str, Any]:
 def _absolute(config: dict[str, Any]) -> dict[str, Any]:
     """With the places of data and first weights as they are found from anywhere."""
     for section, key in (("data", "root"), ("encoder", "weights")):
-        if isinstance(place := config[section].get(key), str) and place != RANDOM:
+        if isinstance(place := config[section].get(key), str) and place not in (RANDOM, PRETRAINED):
             config = config | {section: config[section] | {key: str(Path(place).expanduser().absolute())}}
     return config
 
