@@ -31,6 +31,10 @@ demo-table: $(STAMP) ## train on Letter (TWOVIEW_DATA or data/ has it) and compa
 	$(BIN)/python train.py experiment=letter hydra.run.dir=runs/demo/table
 	$(BIN)/python benchmarks/tables.py ckpt=runs/demo/table all=true out=runs/demo/table/tables.json
 
+demo-text: $(STAMP) ## train on BANKING77 (TWOVIEW_DATA or data/ has it) and compare with TF-IDF
+	$(BIN)/python train.py experiment=banking77 hydra.run.dir=runs/demo/text
+	$(BIN)/python benchmarks/texts.py ckpt=runs/demo/text out=runs/demo/text/texts.json
+
 ablation: $(STAMP) ## what colour distortion does, by 9 runs on built-in images, no download; its time on the present demo is not measured
 	$(BIN)/python scripts/ablate_augment.py study=strength 'study.axes={augment.strength:[0,0.5,1.0]}' experiment=demo epochs=3 folder=runs/ablate/demo
 	@echo 'the report: runs/ablate/demo/report.html'
@@ -77,5 +81,5 @@ release: $(STAMP) ## build source and wheel into dist/, check their descriptions
 clean: ## remove .venv and caches; runs and data stay
 	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo demo-table ablation test test-all test-oldest bench check format docs release clean
+.PHONY: help setup demo demo-table demo-text ablation test test-all test-oldest bench check format docs release clean
 .DEFAULT_GOAL := help
