@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from faults.battery import table
 from twoview.cli.configs import CONFIGS
@@ -173,6 +174,81 @@ def test_locales_and_environments(tmp_path: Path, case: str, env: dict[str, str]
     assert (tmp_path / "run" / "metrics.csv").read_text().count(",") % 9 in range(10)
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert len({row.count(",") for row in rows}) == 1, "a decimal comma"
+
+
+# What a cluster, a login or a notebook leaves in the environment. Named before the first step, or without effect.
+
+DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+NUMBERED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "MASTER_PORT", "JSM_NAMESPACE_RANK")
+SALLOC = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "interactive"}
+LEFT: list[tuple[str, dict[str, str], list[str], str]] = [
+    *((f"{name} is {value!r}", {name: value}, [], name) for name in NUMBERED for value in ("", "x", "-1")),
+    *((f"one of several by {name}", {name: "3"}, [], name) for name in NUMBERED
+      if name not in ("SLURM_NTASKS", "MASTER_PORT")),
+    *((f"threads {value!r} of {name}", {name: value}, [], name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+      for value in ("0", "-1", "many", "1.5", "1000000", "2,x")),
+    *((f"no GPU by {value!r}", {"CUDA_VISIBLE_DEVICES": value}, ["trainer.accelerator=gpu"], "CUDA_VISIBLE_DEVICES")
+      for value in ("", "-1", "99")),
+    *((f"Lightning's {name}", {f"PL_TRAINER_{name}": "2"}, [], f"PL_TRAINER_{name}")
+      for name in ("ACCUMULATE_GRAD_BATCHES", "LIMIT_TRAIN_BATCHES", "FAST_DEV_RUN")),
+    ("torchrun over", {"TORCHELASTIC_RUN_ID": "none"}, [], "TORCHELASTIC_RUN_ID"),
+    ("a step of srun's over", {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "x"}, [], "srun"),
+    ("another machine", {"MASTER_ADDR": "elsewhere.invalid"}, DDP, "MASTER_ADDR"),
+    ("a port that there is not", {"MASTER_PORT": "70000"}, DDP, "MASTER_PORT"),
+    ("half a launcher", {"LOCAL_RANK": "0"}, DDP, "LOCAL_RANK"),
+    ("an interactive shell of salloc", SALLOC, [], ""),
+    ("an address of another run", {"MASTER_ADDR": "elsewhere.invalid", "MASTER_PORT": "29500"}, [], ""),
+    ("threads of nested regions", {"OMP_NUM_THREADS": "1,1"}, [], ""),
+    ("threads set to nothing", {"OMP_NUM_THREADS": "", "MKL_NUM_THREADS": ""}, [], ""),
+    ("a pod of Kubernetes", {"KUBERNETES_PORT": "tcp://10.0.0.1:443"}, [], ""),
+    ("a backend of notebooks", {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, [], ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "env", "words", "named"), table("what environments leave behind", LEFT, 10))
+def test_what_environments_leave_behind(
+    tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+    case: str, env: dict[str, str], words: list[str], named: str,
+) -> None:  # fmt: skip
+    if named == "CUDA_VISIBLE_DEVICES" and torch.cuda.is_available():
+        pytest.skip("torch has seen this machine's GPU already")
+    for name in {*os.environ}:
+        if name.startswith(("SLURM_", "MASTER_", "TORCHELASTIC_")) or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            monkeypatch.delenv(name)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    ended = command(*SMALL, *RUN, "epochs=1", "knn=null", "quality=null", *words)
+    if named:
+        message = ended.err
+        assert (ended.code, message.count("\n")) == (1, 1)
+        assert message.startswith("error")
+        assert named in message
+        assert "unset" in message or "srun" in message, message
+        assert "debug=true" not in message
+        assert not (tmp_path / "run").exists()
+    else:
+        assert ended.code == 0, ended.err
+        healthy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("torch.py", ""), ("numpy/__init__.py", "from numpy.core import x"), ("queue.py", "raise OSError")],
+)
+def test_packages_of_another_python_in_pythonpath_are_named(tmp_path: Path, file: str, text: str) -> None:
+    """As `module load` of a cluster leaves them."""
+    other = tmp_path / "other"
+    (other / file).parent.mkdir(parents=True, exist_ok=True)
+    (other / file).write_text(text)
+    paths = os.pathsep.join([str(other), "/nonexistent", *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = start(folder=tmp_path, env={"PYTHONPATH": paths}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    last = err.decode().splitlines()
+    assert len(last) == 1, err
+    assert last[0].startswith("error: ")
+    assert last[0].endswith("before what is installed: unset PYTHONPATH")
+    assert Path(file).parts[0].removesuffix(".py") in last[0]
 
 
 # Places that cannot be written: a file where a folder should be, since root may write anywhere.

@@ -1,6 +1,7 @@
 """The processes that were started are as many as the run has devices, and all of them are of one run."""
 
 import os
+import socket
 from typing import Any
 
 import pytest
@@ -10,19 +11,23 @@ from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnv
 
 from twoview.errors import UserError
 from twoview.parallel.devices import refuse_disagreement
-from twoview.train.launch import environment
+from twoview.train.launch import environment, own_variables
 from twoview.train.trainer import number_of
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 STEP = SLURM | {"SLURM_STEP_ID": "0"}
+STARTED = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "NODE_RANK": "0"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "::1", "MASTER_PORT": "1"}
 
 
 @pytest.fixture(autouse=True)
 def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every launcher."""
-    for name in {*os.environ} & {"WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID"}:
-        monkeypatch.delenv(name)
+    for name in {*os.environ}:
+        if name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK") or name.startswith(
+            ("SLURM_", "MASTER_", "TORCHEL")
+        ):
+            monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +36,12 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, 1, 1, None),
         ({}, 2, 1, None),
         ({"WORLD_SIZE": "1", "LOCAL_RANK": "0"}, 1, 1, None),
-        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 2, 1, None),  # a process that Lightning started
+        (STARTED | {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 2, 1, None),  # a process that Lightning started
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "interactive", "SLURM_NTASKS": "4"}, 1, 1, None),  # salloc
+        (STEP | {"SLURM_JOB_NAME": "bash", "SLURM_NTASKS": "1"}, 1, 1, None),  # srun --pty bash
+        ({"MASTER_ADDR": "127.0.0.1"}, 2, 1, None),
+        ({"MASTER_ADDR": "elsewhere.invalid", "MASTER_PORT": "70000"}, 1, 1, None),  # one device asks for none
+        ({"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "NODE_RANK": "0"}, 2, 2, None),
         (TORCHRUN | {"WORLD_SIZE": "4"}, 2, 2, TorchElasticEnvironment),
         (STEP | {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2"}, 2, 2, SLURMEnvironment),
         (STEP | {"SLURM_NTASKS": "1"}, 2, 1, LightningEnvironment),  # the task starts the second process
@@ -61,6 +71,17 @@ def test_processes_are_found(
         ({"WORLD_SIZE": "2"}, 1, "several processes (WORLD_SIZE=2), and the run is for one device: unset WORLD_SIZE"),
         ({"LOCAL_RANK": "1"}, 1, "unset LOCAL_RANK"),
         ({"RANK": "x"}, 1, "RANK='x' is no number"),
+        ({"SLURM_PROCID": "3"}, 1, "(SLURM_PROCID=3), and the run is for one device: unset SLURM_PROCID"),
+        (SLURM | {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, 1, "unset SLURM_PROCID"),
+        ({"LOCAL_RANK": "0"}, 2, "LOCAL_RANK=0 is in the environment, as if another launcher had started this process"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, 2, "and LOCAL_RANK, MASTER_ADDR and MASTER_PORT are not: unset RANK"),
+        (STARTED | {"LOCAL_RANK": "0", "WORLD_SIZE": "4"}, 2, "WORLD_SIZE=4 of the environment"),
+        (STARTED | {"LOCAL_RANK": "2", "WORLD_SIZE": "2"}, 2, "unset LOCAL_RANK"),
+        ({"MASTER_ADDR": "elsewhere.invalid"}, 2, "is not this machine, on which all 2 processes"),
+        ({"MASTER_ADDR": "198.51.100.7"}, 2, "unset MASTER_ADDR"),
+        ({"MASTER_PORT": "70000"}, 2, "unset MASTER_PORT"),
+        ({"TORCHELASTIC_RUN_ID": "a"}, 1, "are not: unset TORCHELASTIC_RUN_ID, or start it with torchrun"),
+        ({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "x"}, 2, "unset SLURM_STEP_ID"),
     ],
 )
 def test_launchers_and_left_variables_that_mean_another_run_are_refused(
@@ -71,6 +92,26 @@ def test_launchers_and_left_variables_that_mean_another_run_are_refused(
     with pytest.raises(UserError) as error:
         environment(each, 1)
     assert message in str(error.value)
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(UserError, match="another process has it: unset MASTER_PORT"):
+            environment(2, 1)
+
+
+def test_nodes_that_nothing_has_started_are_refused() -> None:
+    with pytest.raises(UserError, match=r"trainer.num_nodes=2, .* set MASTER_ADDR, MASTER_PORT and NODE_RANK"):
+        environment(1, 2)
+
+
+def test_what_a_launcher_writes_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "1")
+    before = dict(os.environ)
+    with own_variables():
+        os.environ.update(STARTED | {"LOCAL_RANK": "0", "WORLD_SIZE": "2"})
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize(

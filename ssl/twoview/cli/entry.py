@@ -27,8 +27,10 @@ from rich.logging import RichHandler
 
 from twoview.cli import configs, page
 from twoview.cli.explain import explain
+from twoview.cli.surroundings import refuse_odd_variables, shadowed
 from twoview.cli.trust import trusting
 from twoview.cli.words import Command, meant, split
+from twoview.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ def run_command(name: str, task: Callable[[DictConfig], int | None], typed: Sequ
 
 
 def _run(name: str, task: Callable[[DictConfig], int | None], typed: Sequence[str], debug: bool) -> int:
+    refuse_odd_variables()
     line = split(typed)
     folders = configs.own_folders(line.folder)
     groups = {group: configs.options(group, folders) for group in configs.groups(name)}
@@ -99,6 +102,7 @@ def run_words(task: Callable[[Sequence[str]], int], typed: Sequence[str]) -> Non
     _outlive_the_reader()
     quiet()
     try:
+        refuse_odd_variables()
         sys.exit(task(typed))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -141,13 +145,15 @@ class _Lines(logging.StreamHandler):
 def _say(error: Exception, command: str = "train") -> int:
     sys.stdout.flush()
     where = f" in process {_process()}" if _process() else ""
-    print(f"error{where}: {explain(error, command)}", file=sys.stderr)  # noqa: T201
+    hint = "" if isinstance(error, UserError) else shadowed()
+    print(f"error{where}: {explain(error, command)}{hint}", file=sys.stderr)  # noqa: T201
     return 1
 
 
 def _process() -> int:
     """Which of a run's processes this is, as torchrun, SLURM or Lightning's launcher number them."""
-    return int(next((os.environ[k] for k in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if k in os.environ), 0))
+    number = next((os.environ[k] for k in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if k in os.environ), "")
+    return int(number) if number.isdecimal() else 0
 
 
 def output_dir() -> Path:

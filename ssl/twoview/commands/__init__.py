@@ -53,7 +53,13 @@ def run(command: str, typed: Sequence[str] | None = None) -> None:
 
     try:
         from twoview.cli.entry import run_command, run_words
-    except ModuleNotFoundError as error:
+    except Exception as error:
+        from twoview.cli.surroundings import shadowed
+
+        if hint := shadowed():
+            sys.exit(f"error: {type(error).__name__}: {error}{hint}")
+        if not isinstance(error, ModuleNotFoundError):
+            raise
         sys.exit(
             f"{error.name} is not installed. Install twoview with:  pip install -e '.[parquet,plot]'  (or: make setup)"
         )

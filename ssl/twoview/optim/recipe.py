@@ -124,6 +124,9 @@ class Schedule(LambdaLR):
             group["lr"] = lr
 
 
+SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # states that are as large as their weight
+
+
 def _as_configured(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Of a stored state what the parameters went through (momentum, moments); groups and their options as they are now.
     UserError where that is not what this optimizer remembers.
@@ -142,6 +145,14 @@ def _as_configured(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str
             f"{type(optimizer).__name__} with these options needs {', '.join(sorted(missing))} of every parameter, and "
             f"the checkpoint holds {', '.join(sorted(found))}: another optimizer can only begin with a new run"
         )
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, state in state_dict["state"].items():
+        for name, value in state.items():
+            if name in SHAPED and value.shape != parameters[number].shape:
+                raise UserError(
+                    f"the checkpoint is damaged: its {name} of a weight has the shape {tuple(value.shape)}, and the "
+                    f"weight {tuple(parameters[number].shape)}"
+                )
     return state_dict | {"param_groups": groups}
 
 

@@ -6,6 +6,7 @@ configuration and what the preprocessing was. It consists of tensors and plain c
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -77,9 +78,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def read_newest(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The file to go on from and what it holds: `path` itself, or of a run folder the newest checkpoint that is whole.
-
-    Damaged ones before it are set aside under another name, with a warning.
+    """The file to go on from and what it holds: `path` itself, or of a run folder the newest checkpoint that is whole,
+    with a warning of damaged ones before it.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
@@ -92,9 +92,25 @@ def read_newest(path: str | Path) -> tuple[Path, dict[str, Any]]:
             continue
         for damaged in files[:n]:
             log.warning("%s is damaged: going on from %s, the one before it", damaged, file.name)
-            os.replace(damaged, damaged.with_name(f"{damaged.name}.damaged"))
         return file, checkpoint
     return path, read_checkpoint(path)  # which says what is wrong
+
+
+def set_aside_damaged(start: Path) -> None:
+    """Gives another name to damaged checkpoints that are newer than `start`, from which a run goes on: they are none of
+    those that it keeps.
+    """
+    for file in itertools.takewhile(lambda file: file.name != start.name, kept(start.parent)):
+        if _is_damaged(file):
+            os.replace(file, file.with_name(f"{file.name}.damaged"))
+
+
+def _is_damaged(file: Path) -> bool:
+    try:
+        read_checkpoint(file)
+    except Damaged:
+        return True
+    return False
 
 
 def _is_whole(path: Path) -> bool:

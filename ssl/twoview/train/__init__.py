@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from twoview.cli.entry import quiet
+from twoview.cli.surroundings import refuse_odd_variables
 
 if TYPE_CHECKING:
     from twoview.run.registry import Run
@@ -25,6 +26,7 @@ class _Callable(ModuleType):
         **changes: Any,
     ) -> "Run":
         """`twoview.train.start.train`, which tells the rest."""
+        refuse_odd_variables()
         if not logging.getLogger().handlers:  # a program that has none hears of the run as the command line does
             quiet()
         from twoview.train.start import train

@@ -87,7 +87,7 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
         config["trainer"],
         run_dir=str(folder),
         max_epochs=config["epochs"],
-        callbacks=[meter, *(m for m in (knn, quality) if m), ViewSheet(), Board(stored, meter), ProgressBar(meter)],
+        callbacks=[meter, *(m for m in (knn, quality) if m), Board(stored, meter), ViewSheet(), ProgressBar(meter)],
         checkpoints=checkpoints,
         logger=TensorBoard(save_dir=str(folder), name="", version=""),
     )

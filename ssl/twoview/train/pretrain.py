@@ -10,6 +10,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
 
+import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -18,14 +19,15 @@ from twoview.cli.trust import trusting
 from twoview.encoder.weights import PRETRAINED, RANDOM
 from twoview.errors import UserError
 from twoview.run.atomic import write_text
-from twoview.run.checkpoint import save_encoder
-from twoview.run.folder import CONFIG, ENCODER, IDENTITY, SUMMARY, TRAINING, read_json
+from twoview.run.checkpoint import save_encoder, set_aside_damaged
+from twoview.run.folder import CONFIG, ENCODER, IDENTITY, SUMMARY, TRAINING, VIEWS, read_json
 from twoview.run.place import held
 from twoview.run.resume import source
 from twoview.run.saving import Interrupted
 from twoview.train.assemble import Assembly, assemble
 from twoview.train.budget import epochs_within
 from twoview.train.config import check
+from twoview.train.launch import own_variables
 from twoview.train.summary import brief, summarise
 from twoview.watch.doctor import parting_words
 
@@ -53,14 +55,15 @@ def run(config: dict[str, Any], run_dir: Path, hold: Hold = held) -> dict[str, A
 
 
 def fit(run: Assembly) -> Interrupted | None:
-    """Writes down what is going to happen, and trains to the end, or until somebody or the time stops the run."""
+    """Says what is going to happen, and trains to the end, or until somebody or the time stops the run."""
     run.checkpoints.take_signals()
+    run.trainer.callbacks.append(Opening(run))  # type: ignore[attr-defined]
     try:
         if run.trainer.is_global_zero:
-            _write_config(run)
             for line in brief(run):
                 log.info("%s", line)
-        run.trainer.fit(run.model, datamodule=run.data, ckpt_path=run.start, weights_only=True)
+        with own_variables():
+            run.trainer.fit(run.model, datamodule=run.data, ckpt_path=run.start, weights_only=True)
     except Interrupted as stopped:
         resume = spelled("train", f"resume={near(stopped.path.parent)}")
         log.info("stopped (%s) and saved. To go on:  %s", stopped.reason, resume)
@@ -68,6 +71,21 @@ def fit(run: Assembly) -> Interrupted | None:
     finally:
         run.checkpoints.release_signals()
     return None
+
+
+class Opening(pl.Callback):
+    """Writes down what is going to happen, when all that a run may refuse to begin for has been looked at: until then
+    its folder is as it was.
+    """
+
+    def __init__(self, run: Assembly) -> None:
+        self.run = run
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            if self.run.start is not None:
+                set_aside_damaged(self.run.start)
+            _write_config(self.run)
 
 
 def finish(run: Assembly, stopped: Interrupted | None) -> dict[str, Any]:
@@ -111,7 +129,7 @@ def _holding(folder: Path, hold: Hold) -> Iterator[Path]:
 
 def _refuse_occupied(folder: Path) -> None:
     """UserError for what stands where a file is to be written: it is known before hours of training."""
-    for name in TRAINING:
+    for name in (*TRAINING, VIEWS):
         path = folder / name
         try:
             mode = path.stat().st_mode

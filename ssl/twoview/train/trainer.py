@@ -3,8 +3,10 @@
 import ctypes
 import logging
 import math
+import os
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,7 +14,7 @@ import torch
 from pytorch_lightning.plugins.layer_sync import LayerSync
 from torch import nn
 
-from twoview.errors import UserError
+from twoview.errors import UserError, listed
 from twoview.parallel.norm import global_batch_norm
 from twoview.parallel.precision import best_precision, half_of, native_half
 from twoview.run.saving import AtomicCheckpointIO, Checkpoints
@@ -48,6 +50,10 @@ def make_trainer(
     """
     if gradient_clip_val is not None and not 0 < gradient_clip_val < math.inf:
         raise UserError(f"trainer.gradient_clip_val must be positive and finite, or null, not {gradient_clip_val}")
+    if left := [name for name in os.environ if name.startswith("PL_TRAINER_")]:
+        raise UserError(
+            f"the environment sets {listed(left)}, which would change the run without a trace: unset {listed(left)}"
+        )
     checkpoints.max_seconds = None if max_time is None else seconds(max_time)
     accelerator = found_accelerator(accelerator)
     if accelerator == "mps":
@@ -104,14 +110,18 @@ def found_accelerator(asked: str) -> str:
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if asked in ("auto", "gpu") and (cuda or mps):
         return "gpu" if cuda else "mps"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if asked in ("gpu", "cuda") and not cuda:
-        raise UserError(
-            f"trainer.accelerator={asked}, but torch finds no GPU on this machine; use trainer=cpu or trainer=auto"
-        )
+        remedy = "use trainer=cpu or trainer=auto"
+        if hidden is not None:
+            remedy = f"CUDA_VISIBLE_DEVICES={hidden!r} may hide them: unset it, or {remedy}"
+        raise UserError(f"trainer.accelerator={asked}, but torch finds no GPU on this machine; {remedy}")
     if asked == "mps" and not mps:
         raise UserError(
             "trainer.accelerator=mps, but torch finds no Apple GPU on this machine; use trainer=cpu or trainer=auto"
         )
+    if asked == "auto" and hidden is not None and Path("/dev/nvidia0").exists():
+        log.warning("CUDA_VISIBLE_DEVICES=%r hides this machine's GPUs: training on the CPU", hidden)
     return "cpu" if asked == "auto" else asked
 
 

@@ -89,10 +89,17 @@ def layout() -> dict[str, Any]:
 
 class TensorBoard(TensorBoardLogger):
     """Readings by their names. Without the `hparams.yaml` that Lightning adds: `config.yaml` holds the configuration.
-    What a full disk does to it ends no run.
+    What a full disk does to it ends no run. Its file is made when the run begins, not by one that is refused.
     """
 
+    begun = False
+
+    @property
+    def experiment(self) -> Any:
+        return super().experiment if self.begun else None  # Lightning asks for it before it looks at a checkpoint
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.begun = True
         with suppress(OSError, ValueError):
             for name, value in metrics.items():
                 summary = scalar(place(name), value)
@@ -101,8 +108,9 @@ class TensorBoard(TensorBoardLogger):
                 self.experiment.file_writer.add_summary(summary, step)
 
     def save(self) -> None:
-        with suppress(OSError):
-            self.experiment.flush()
+        if self._experiment is not None:  # else this would begin a file before the run has begun
+            with suppress(OSError):
+                self.experiment.flush()
 
     def finalize(self, status: str) -> None:
         with suppress(OSError):
@@ -119,6 +127,7 @@ class Board(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for logger in self._of(trainer):
+            logger.begun = True
             writer = logger.experiment
             writer.add_custom_scalars(layout())
             writer.add_text("run/command", _block(_command()))
