@@ -2,6 +2,9 @@
 
 import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnv
 from twoview.errors import UserError
 from twoview.parallel.devices import refuse_disagreement
 from twoview.train.launch import environment, own_variables
-from twoview.train.trainer import number_of
+from twoview.train.trainer import Processes, number_of, strategy_of
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 STEP = SLURM | {"SLURM_STEP_ID": "0"}
@@ -135,3 +138,35 @@ def claim(rank: int, folder: str) -> None:
 def test_processes_that_disagree_are_named_on_all_of_them(tmp_path: Any) -> None:
     refuse_disagreement({"seed": 0})  # alone
     mp.spawn(claim, args=(str(tmp_path),), nprocs=2)
+
+
+def test_strategies_that_are_not_tested_are_refused() -> None:
+    assert strategy_of("auto", 1) == "auto"
+    assert isinstance(strategy_of("auto", 2), Processes)
+    assert isinstance(strategy_of("ddp", 1), Processes)
+    for other in ("fsdp", "deepspeed", "ddp_spawn", "nix"):
+        with pytest.raises(UserError, match=f"trainer.strategy={other}: runs are tested with auto and ddp"):
+            strategy_of(other, 2)
+
+
+LONELY = """
+import datetime, sys
+from twoview.commands import run
+from twoview.train import trainer
+
+trainer.ARRIVAL = datetime.timedelta(seconds=3)
+sys.argv = ["train.py", *sys.argv[1:]]
+run("train")
+"""
+
+
+def test_a_process_that_never_arrives_is_told_in_one_line(tmp_path: Any, tiny: list[str]) -> None:
+    """The first of two, alone."""
+    variables = TORCHRUN | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    words = [*tiny, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"hydra.run.dir={tmp_path}/run"]
+    environment = os.environ | variables | {"PYTHONPATH": str(Path(__file__).parents[2] / "ssl"), "GROUP_RANK": "0"}
+    command = [sys.executable, "-c", LONELY, *(word for word in words if word != "trainer=cpu")]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert ended.returncode == 1
+    assert "error: not all processes of the run have met within 5 minutes" in ended.stderr
+    assert "Traceback" not in ended.stderr

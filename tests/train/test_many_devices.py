@@ -100,7 +100,8 @@ def test_processes_end_where_one_does_and_another_number_may_go_on(
     end with the same bits.
     """
     configs = {name: compose(f"model={name}", *WORDS) for name in names}
-    configs |= {f"{name} in pieces": compose(f"model={name}", "pieces=2", *WORDS) for name in QUICK}
+    halved = QUICK if world == 2 and 4 not in then else ("simclr",)  # on 4, MoCo's one group a device is no two pieces
+    configs |= {f"{name} in pieces": compose(f"model={name}", "pieces=2", *WORDS) for name in halved}
     configs = {name: config | {"model": shrunk(config["model"])} for name, config in configs.items()}
     alone, together = tmp_path / "alone", tmp_path / "together"
     run(configs, 1, alone)

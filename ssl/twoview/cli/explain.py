@@ -32,6 +32,11 @@ _OTHERS = {
         ("Connection closed by peer", "Connection reset by peer", "NCCL communicator"),  # of gloo, NCCL
         "another process of the run has ended, and this one cannot go on alone; why stands in that one's message",
     ),
+    **dict.fromkeys(
+        ("clients joined", "client socket has timed out", "Gloo connectFullMesh failed"),
+        "not all processes of the run have met within 5 minutes: see that all were started, on every node, and that "
+        "each reaches the first one, by  nc -vz $MASTER_ADDR $MASTER_PORT",
+    ),
     "Too many open files": "this shell may open too few files: say  ulimit -n 4096  first, or use fewer loader "
     "processes (loader.num_workers=0)",
     "Resource temporarily unavailable": "the system allows no more processes (ulimit -u): use fewer loader processes "

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import math
 import os
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.layer_sync import LayerSync
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from twoview.errors import UserError, listed
 from twoview.parallel.norm import global_batch_norm
@@ -21,6 +24,9 @@ from twoview.run.saving import AtomicCheckpointIO, Checkpoints
 from twoview.train.launch import environment
 
 log = logging.getLogger(__name__)
+
+ARRIVAL = timedelta(minutes=5)  # how long the processes of a run wait for each other at the start
+ANSWER = timedelta(minutes=30)  # and later, as for one that evaluates or writes
 
 
 def make_trainer(
@@ -88,7 +94,7 @@ def make_trainer(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
-            strategy=strategy,
+            strategy=strategy_of(strategy, number_of(devices, accelerator) * num_nodes),
             precision=precision,  # type: ignore[arg-type]
             gradient_clip_val=gradient_clip_val,
             deterministic=deterministic,
@@ -123,6 +129,25 @@ def found_accelerator(asked: str) -> str:
     if asked == "auto" and hidden is not None and Path("/dev/nvidia0").exists():
         log.warning("CUDA_VISIBLE_DEVICES=%r hides this machine's GPUs: training on the CPU", hidden)
     return "cpu" if asked == "auto" else asked
+
+
+class Processes(DDPStrategy):
+    """DDP whose processes have to arrive within minutes, and may keep each other waiting for longer afterwards."""
+
+    def setup_distributed(self) -> None:
+        super().setup_distributed()
+        _set_pg_timeout(ANSWER)
+
+
+def strategy_of(asked: str, devices: int) -> str | Strategy:
+    """What makes one run of the processes on so many devices. UserError for strategies that are not tested."""
+    if asked not in ("auto", "ddp"):
+        raise UserError(
+            f"trainer.strategy={asked}: runs are tested with auto and ddp. Others may divide weights among devices, "
+            "of which LARS and Muon need whole matrices"
+        )
+    interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)  # a notebook's processes Lightning forks
+    return Processes(timeout=ARRIVAL) if asked == "ddp" or (devices > 1 and not interactive) else asked
 
 
 def number_of(devices: int | str | Sequence[int], accelerator: str) -> int:
