@@ -50,6 +50,9 @@ test-oldest: ## run the tests on the oldest torch and torchvision that are suppo
 	$(OLDEST)/bin/python $(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(foreach one,$(PAIR),'$(one)') $(EXTRAS)
 	$(OLDEST)/bin/python -m pytest -m 'not slow' -n auto --dist worksteal
 
+test-cluster: $(STAMP) ## run jobs on a SLURM that is brought up here: needs slurmctld, slurmd, slurm-client and munge
+	$(BIN)/python -m pytest tests/cluster -m slurm
+
 bench: $(STAMP) ## speed and memory beside the peers: 35 minutes on 2 cores
 	$(BIN)/python $(PIP) -e '.[bench]'
 	$(BIN)/python benchmarks/augment.py
@@ -81,5 +84,5 @@ release: $(STAMP) ## build source and wheel into dist/, check their descriptions
 clean: ## remove .venv and caches; runs and data stay
 	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo demo-table demo-text ablation test test-all test-oldest bench check format docs release clean
+.PHONY: help setup demo demo-table demo-text ablation test test-all test-oldest test-cluster bench check format docs release clean
 .DEFAULT_GOAL := help

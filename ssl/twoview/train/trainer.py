@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -136,7 +137,9 @@ class Processes(DDPStrategy):
 
     def setup_distributed(self) -> None:
         super().setup_distributed()
-        _set_pg_timeout(ANSWER)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # its name changes between versions of torch
+            _set_pg_timeout(ANSWER)
 
 
 def strategy_of(asked: str, devices: int) -> str | Strategy:
