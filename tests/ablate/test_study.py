@@ -18,6 +18,7 @@ from twoview.cli.configs import options
 from twoview.data.audio.mel import LogMel, Mel
 from twoview.data.image.pixels import Pixels
 from twoview.data.table.rows import TableRows
+from twoview.data.text.words import Words
 from twoview.errors import UserError
 from twoview.model.base import Method
 from twoview.train import pretrain
@@ -96,6 +97,7 @@ def test_every_policy_can_lose_each_of_its_operations(compose: Compose_, augment
     others = {
         "audio": LogMel(Mel(), [0.5] * 64, [0.5] * 64),
         "table": TableRows([{"name": "x", "mean": 0.0, "std": 1.0, "edges": [0.0, 1.0]}]),
+        "text": Words(["word"], [1.0]),
     }
     preprocess = others.get(augment, Pixels((0.5,) * 3, (0.5,) * 3))
     whole = schema.build(config["augment"], preprocess=preprocess).policies

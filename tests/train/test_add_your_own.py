@@ -2,7 +2,8 @@
 
 import re
 import shlex
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ PAGE = (ROOT / "docs" / "add_an_operation.md").read_text()
 
 
 @pytest.fixture
-def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The files of the page, where the page says."""
+def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The files of the page, where the page says. Other tests have packages of this name."""
+    _forget("my_package")
     files = re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)```", PAGE, flags=re.DOTALL | re.MULTILINE)
     assert len(files) == 5
     for name, text in files:
@@ -24,7 +26,13 @@ def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(text)
     (tmp_path / "my_package" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path
+    yield tmp_path
+    _forget("my_package")
+
+
+def _forget(package: str) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        del sys.modules[name]
 
 
 def test_the_three_parts_of_the_page_train_together(followed: Path, command: Callable[..., Ended]) -> None:
