@@ -79,10 +79,13 @@ def _shrink(checkpoint: dict[str, Any]) -> None:
 
 DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     **{
-        key: (_without(key), f"its {key} is missing")
+        key: (_without(key), f"({key}) is missing")
         for key in ("random", "optimizer_states", "lr_schedulers", "callbacks", "loops", "epoch")
     },
-    "step": (lambda checkpoint: checkpoint.update(global_step="x"), "its global_step is missing, or is none"),
+    "step": (
+        lambda checkpoint: checkpoint.update(global_step="x"),
+        "its number of steps (global_step) is missing, or is none",
+    ),
     "generators": (lambda checkpoint: checkpoint.update(random=[{"cpu": 1}]), "generators of random numbers"),
     "groups": (lambda checkpoint: checkpoint["optimizer_states"][0]["param_groups"].pop(), "are trained now"),
     "shape": (_shrink, "its exp_avg of a weight has the shape (3,)"),

@@ -48,24 +48,24 @@ def refuse_other_steps(checkpoint: Mapping[str, Any], path: Path, steps_per_epoc
         raise UserError(f"{path} has made {made:g} epochs already: epochs={epochs} is less")
 
 
-NEEDED = {
-    "global_step": int,
-    "epoch": int,
-    "loops": dict,
-    "callbacks": dict,
-    "optimizer_states": list,
-    "lr_schedulers": list,
-    "random": list,
-}  # of a checkpoint, for a run to go on as if nothing had happened
+NEEDED = {  # of a checkpoint, for a run to go on as if nothing had happened
+    "global_step": (int, "number of steps"),
+    "epoch": (int, "number of epochs"),
+    "loops": (dict, "place in the epoch"),
+    "callbacks": (dict, "state of the callbacks"),
+    "optimizer_states": (list, "state of the optimizer"),
+    "lr_schedulers": (list, "state of the learning rate"),
+    "random": (list, "state of the generators of random numbers"),
+}
 
 
 def refuse_misfit(checkpoint: dict[str, Any], path: Path, model: pl.LightningModule) -> None:
     """UserError where the stored weights are not those of a model like this one, or a part of the state is missing."""
-    for key, kind in NEEDED.items():
+    for key, (kind, what) in NEEDED.items():
         if not isinstance(checkpoint.get(key), kind):
             raise UserError(
-                f"{path} is damaged: its {key} is missing, or is none. Its weights can still be scored, and a new run "
-                f"started from them: encoder.weights={path}"
+                f"{path} is damaged: its {what} ({key}) is missing, or is none. Its weights can still be "
+                f"scored, and a new run started from them: encoder.weights={path}"
             )
     stored = checkpoint | {"state_dict": dict(checkpoint["state_dict"])}
     model.on_load_checkpoint(stored)  # what the method itself takes in another shape, or refuses
