@@ -78,6 +78,26 @@ def judge(
     return found
 
 
+def told(found: dict[str, dict[str, list[float]]], console: Console) -> dict[str, Any]:
+    """Prints the scores of each model as a table, in per cent, and returns them with their means and intervals."""
+    counts = list(next(iter(found.values())))
+    table = Table("", *(f"{count} labels{' a class' * (count != 'all')}" for count in counts))
+    report: dict[str, Any] = {}
+    for name, scores in found.items():
+        report[name], cells = {}, []
+        for count, values in scores.items():
+            report[name][count] = {"mean": sum(values) / len(values), "draws": values}
+            cell = f"{100 * report[name][count]['mean']:.1f}"
+            if len(values) > 1:
+                i = mean_interval(values)
+                report[name][count]["interval"] = [i.low, i.high]
+                cell += f" [{100 * i.low:.1f}, {100 * i.high:.1f}]"
+            cells.append(cell)
+        table.add_row(name, *cells)
+    console.print(table)
+    return report
+
+
 def main() -> None:
     words = dict(word.partition("=")[::2] for word in sys.argv[1:])
     if not words.get("ckpt") or set(words) - {"ckpt", "labels", "draws", "all", "out"}:
@@ -101,21 +121,7 @@ def main() -> None:
         count: [a - b for a, b in zip(values, found["raw"][count], strict=True)]
         for count, values in found["trained"].items()
     }
-    names = [*map(str, labels), *(["all"] if words.get("all") == "true" else [])]
-    table = Table("", *(f"{name} labels{' a class' * (name != 'all')}" for name in names))
-    report: dict[str, Any] = {}
-    for name, scores in found.items():
-        report[name], cells = {}, []
-        for count, values in scores.items():
-            report[name][count] = {"mean": sum(values) / len(values), "draws": values}
-            cell = f"{100 * report[name][count]['mean']:.1f}"
-            if len(values) > 1:
-                i = mean_interval(values)
-                report[name][count]["interval"] = [i.low, i.high]
-                cell += f" [{100 * i.low:.1f}, {100 * i.high:.1f}]"
-            cells.append(cell)
-        table.add_row(name, *cells)
-    console.print(table)
+    report = told(found, console)
     measure = "AUROC" if len(own.train.classes) == 2 else "accuracy"
     path = Path(words.get("out") or "tables.json")
     config = own.encoder.config

@@ -22,14 +22,12 @@ from typing import Any
 import record
 import torch
 from rich.console import Console
-from rich.table import Table
-from tables import judge, logistic
+from tables import judge, logistic, told
 from torch import Tensor
 
 from twoview.data.set import SampleSet
 from twoview.evaluate.features import extract
 from twoview.evaluate.subject import subject
-from twoview.stats.intervals import mean_interval
 
 
 def tfidf(train: SampleSet, test: SampleSet, most: int) -> tuple[Tensor, Tensor]:
@@ -74,24 +72,10 @@ def main() -> None:
             count: [a - b for a, b in zip(values, found[name][count], strict=True)]
             for count, values in found["trained"].items()
         }
-    table = Table("", *(f"{count} labels a class" for count in labels))
-    report: dict[str, Any] = {}
-    for name, scores in found.items():
-        report[name], cells = {}, []
-        for count, values in scores.items():
-            report[name][count] = {"mean": sum(values) / len(values), "draws": values}
-            cell = f"{100 * report[name][count]['mean']:.1f}"
-            if len(values) > 1:
-                i = mean_interval(values)
-                report[name][count]["interval"] = [i.low, i.high]
-                cell += f" [{100 * i.low:.1f}, {100 * i.high:.1f}]"
-            cells.append(cell)
-        table.add_row(name, *cells)
-    console.print(table)
     config = own.encoder.config
     config["data"].pop("root", None)  # of this machine
     path = Path(words.get("out") or "texts.json")
-    result = {"run": config, "measure": "accuracy", "scores": report}
+    result = {"run": config, "measure": "accuracy", "scores": told(found, console)}
     record.write(path, result, began, {"scikit-learn": record.version("scikit-learn")}, console)
 
 
