@@ -43,12 +43,8 @@ def checked(x: Tensor, words: int) -> tuple[Tensor, Tensor]:
         raise UserError(f"this encoder is for texts, (B, 3, L), and these are {tuple(x.shape)}")
     ids = x[:, 0].long()
     on_cpu = ids.device.type == "cpu"  # a GPU would be waited for in every step; it refuses such numbers by itself
-    if (
-        on_cpu
-        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
-        and len(ids)
-        and int(ids.max()) >= words
-    ):
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if on_cpu and not recorded and len(ids) and int(ids.max()) >= words:
         raise UserError(
             f"the encoder has {words} words, and the vocabulary more: set encoder.words={int(ids.max()) + 1} or more, "
             f"as data.words, or data.words={words}"
