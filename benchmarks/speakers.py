@@ -113,7 +113,7 @@ def main() -> None:
         command = [f"experiment={words['experiment']}", f"data.root={words['root']}", *others]
         command += [f"data.test_speakers=[{','.join(out)}]"] if out else []
         command += [f"hydra.run.dir={run}"]
-        commands.append(" ".join(["python", "train.py", *command]))
+        commands.append(" ".join(["python", "train.py", *command]).replace(f"={words['root']} ", "=<root> "))
         if not (run / "summary.json").exists():
             code = subprocess.run([sys.executable, str(ROOT / "train.py"), *command]).returncode
             if code:

@@ -106,6 +106,7 @@ def test_command_of_the_readme_runs(
         "reproduce",
         "run",
         "tables",
+        "speakers",
         "texts",
     ):  # tests/run/test_runs.py, tests/faults, tests/test_tables_benchmark.py
         return
