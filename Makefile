@@ -27,6 +27,9 @@ demo: $(STAMP) ## train SimCLR on built-in images and probe it: 4 minutes on 2 c
 	$(BIN)/python scripts/plot_run.py run=runs/demo/latest
 	@echo 'pictures: runs/demo/latest/views.png (what the model sees), runs/demo/latest/curves.png (how it learned)'
 
+demo-audio: $(STAMP) ## train on spoken digits (TWOVIEW_DATA or data/ has them) without two of the voices, and probe on these
+	$(BIN)/python benchmarks/speakers.py experiment=fsdd root=$${TWOVIEW_DATA:-data}/fsdd folds=0 out=runs/speakers/fsdd/voices.json
+
 demo-table: $(STAMP) ## train on Letter (TWOVIEW_DATA or data/ has it) and compare with what reads the raw columns; its time is not measured yet
 	$(BIN)/python train.py experiment=letter hydra.run.dir=runs/demo/table
 	$(BIN)/python benchmarks/tables.py ckpt=runs/demo/table all=true out=runs/demo/table/tables.json
@@ -84,5 +87,5 @@ release: $(STAMP) ## build source and wheel into dist/, check their descriptions
 clean: ## remove .venv and caches; runs and data stay
 	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo demo-table demo-text ablation test test-all test-oldest test-cluster bench check format docs release clean
+.PHONY: help setup demo demo-audio demo-table demo-text ablation test test-all test-oldest test-cluster bench check format docs release clean
 .DEFAULT_GOAL := help

@@ -72,7 +72,7 @@ TYPED = sorted(
     for page in PAGES
     for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
     for line in block.splitlines()
-    if line.startswith("python ") and "my_package" not in line  # that one: tests/train/test_add_your_own.py
+    if line.startswith("python ") and "my_package" not in line  # those: tests/train/test_add_your_own.py
 )
 
 

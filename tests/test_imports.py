@@ -43,6 +43,7 @@ EXTRAS = {
     "soundfile": "audio",
     "tokenizers": "text",
     "faiss": "faiss",
+    "huggingface_hub": "hub",
     "matplotlib": "plot",
     "jinja2": "report",
     "scipy": "report",

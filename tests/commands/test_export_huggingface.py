@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,3 +142,81 @@ def test_what_neither_library_has_is_refused(
     saved(tmp_path, encoder)
     assert message in command(f"ckpt={tmp_path}/encoder.safetensors", "format=huggingface", name="export").error
     assert {path.name for path in tmp_path.iterdir()} == {"encoder.safetensors"}
+
+
+class Hub:
+    """huggingface_hub, as far as it is used; its server keeps the files in `has`."""
+
+    def __init__(self, token: str | None = "a token", refuses: str | None = None) -> None:
+        self.has: dict[str, dict[str, bytes]] = {}
+        self.token, self.refuses = token, refuses
+
+    def get_token(self) -> str | None:
+        return self.token
+
+    def create_repo(self, repo_id: str, *, exist_ok: bool) -> None:
+        if self.refuses:
+            raise OSError(f"{self.refuses}\n\na second line")
+        assert exist_ok
+        self.has.setdefault(repo_id, {})
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        self.has[repo_id] |= {path.name: path.read_bytes() for path in folder_path.iterdir()}
+
+
+def test_a_folder_is_pushed_to_the_hub(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path, ENCODERS["torchvision"])
+    words = [f"ckpt={tmp_path}/encoder.safetensors", "format=huggingface", "push=me/birds"]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub_ := Hub())
+    for _ in range(2):  # the second time the repository is there
+        ended = command(*words, name="export")
+        assert ended.code == 0, ended.err
+        assert "pushed to https://huggingface.co/me/birds" in ended.out
+    folder = tmp_path / "huggingface"
+    assert hub_.has == {"me/birds": {path.name: path.read_bytes() for path in folder.iterdir()}}
+    assert "model.safetensors" in hub_.has["me/birds"]
+
+
+@pytest.mark.parametrize(
+    ("hub_", "words", "message"),
+    [
+        (None, [], "push=... needs huggingface_hub: pip install 'twoview[hub]'"),
+        (Hub(token=None), [], "push=... needs a token of the Hub: hf auth login"),
+        (Hub(), ["push=birds"], "push=birds is no repository of the Hub: <owner>/<name>"),
+        (Hub(), ["format=pt2"], "push=... is for format=huggingface, not pt2"),
+    ],
+    ids=["extra", "token", "name", "format"],
+)
+def test_what_cannot_be_pushed_is_told_before_anything_is_written(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, hub_: Any, words: list[str], message: str
+) -> None:
+    saved(tmp_path, ENCODERS["torchvision"])
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub_)
+    first = [f"ckpt={tmp_path}/encoder.safetensors", "format=huggingface", "push=me/birds"]
+    keys = [word.partition("=")[0] for word in words]
+    first = [word for word in first if word.partition("=")[0] not in keys]
+    assert message in command(*first, *words, name="export").error
+    assert {path.name for path in tmp_path.iterdir()} == {"encoder.safetensors"}
+
+
+def test_a_hub_that_refuses_leaves_the_folder(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, ENCODERS["torchvision"])
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(refuses="401 Unauthorized"))
+    words = [f"ckpt={tmp_path}/encoder.safetensors", "format=huggingface", "push=me/birds"]
+    error = command(*words, name="export").error
+    assert "the Hub did not take push=me/birds: 401 Unauthorized; " in error
+    assert "is written and can be pushed again" in error
+    assert (tmp_path / "huggingface" / "model.safetensors").exists()
+
+
+def test_the_real_library_has_what_is_called() -> None:
+    library = pytest.importorskip("huggingface_hub")
+    import inspect
+
+    assert {"repo_id", "exist_ok"} <= set(inspect.signature(library.create_repo).parameters)
+    assert {"repo_id", "folder_path", "commit_message"} <= set(inspect.signature(library.upload_folder).parameters)
+    assert issubclass(library.errors.HfHubHTTPError, OSError)
+    assert issubclass(library.errors.HFValidationError, ValueError)
+    assert callable(library.get_token)

@@ -28,7 +28,7 @@ from twoview.run.export import (
     write_torchvision,
 )
 from twoview.run.folder import checkpoint_file
-from twoview.run.hub import huggingface_code, write_huggingface
+from twoview.run.hub import check_hub, huggingface_code, push, write_huggingface
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ KEYS = {
     "num_classes": int | None,
     "size": int | None,
     "out": str | None,
+    "push": str | None,
 }
 
 SUFFIXES = {"torchvision": "pth", "safetensors": "safetensors", "onnx": "onnx", "torchscript": "pt", "pt2": "pt2"}
@@ -54,6 +55,10 @@ def export_command(composed: DictConfig) -> int:
     kind = config["format"]
     if config["num_classes"] is not None and (kind != "torchvision" or config["num_classes"] < 1):
         raise UserError("num_classes adds a classifier to format=torchvision: a number of at least 1, or null")
+    if config["push"] is not None:
+        if kind != "huggingface":
+            raise UserError(f"push=... is for format=huggingface, not {kind}")
+        check_hub(config["push"])
     encoder = load_encoder(config["ckpt"], config["encoder_of"])
     path = Path(config["out"]).expanduser() if config["out"] else _default(config, encoder)
     samples = _examples(config["size"], encoder)
@@ -77,6 +82,8 @@ def export_command(composed: DictConfig) -> int:
     log.info("%s agrees with the encoder: largest difference %.1e, of values up to %.2g", path, difference, scale)
     for line in _usage(kind, encoder, path, shape_of(samples), config["num_classes"]):
         log.info("%s", line)
+    if config["push"] is not None:
+        log.info("pushed to %s", push(path, config["push"]))
     return 0
 
 

@@ -1,6 +1,7 @@
 """An encoder as a folder in the form of the Hugging Face Hub: weights, config.json and a model card."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,6 +64,38 @@ def huggingface_code(encoder: Frozen, place: str) -> list[str]:
         for layer, values in changed.items()
     ]
     return ["import timm", f"model = timm.create_model({f'local-dir:{place}'!r}, pretrained=True).eval()", *stem]
+
+
+def check_hub(repo: str) -> None:
+    """UserError unless a folder can be pushed to `repo`, <owner>/<name>: by its name, the extra `hub`, and a token."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UserError(f"push={repo} is no repository of the Hub: <owner>/<name>")
+    if _hub().get_token() is None:
+        raise UserError("push=... needs a token of the Hub: hf auth login, or HF_TOKEN in the environment")
+
+
+def push(folder: Path, repo: str) -> str:
+    """Puts the folder into the repository `repo` of the Hugging Face Hub, made where there is none yet (private ones
+    stay private), and returns its address. UserError if the Hub refuses, which leaves the folder as it is.
+    """
+    hub = _hub()
+    try:
+        hub.create_repo(repo, exist_ok=True)
+        hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="Encoder trained with twoview")
+    except (OSError, ValueError) as error:  # of the network, of the Hub; of names that it refuses
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the Hub did not take push={repo}: {reason}; {folder} is written and can be pushed again"
+        ) from error
+    return f"https://huggingface.co/{repo}"
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError:
+        raise UserError("push=... needs huggingface_hub: pip install 'twoview[hub]'") from None
+    return huggingface_hub
 
 
 def _origin(encoder: Frozen) -> tuple[str, str]:
