@@ -17,6 +17,7 @@ from conftest import ROOT, SMALLEST
 from rich.console import Console
 from torch import Tensor
 
+from twoview.ablate.study import override
 from twoview.encoder.small import Small
 from twoview.losses.contrastive import nt_xent
 from twoview.parallel import precision
@@ -26,6 +27,8 @@ TINY = [
     *("batch_size=16", "trainer=cpu", "trainer.precision=32-true", "augment.compile=false", "knn=null"),
 ]
 NO_CROP = "augment.ops.crop.size=16"  # the views of `own.views` have the size of crops
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -281,3 +284,27 @@ def test_a_step_on_a_gpu_is_measured_in_the_allocators_bytes(load: Any, engine: 
     weights = 4 * 11_000_000
     assert found["extra_bytes"] > 3 * weights  # with gradients and momentum
     assert min(found["step_seconds"]) > 0
+
+
+def test_the_search_for_recipes_changes_what_each_method_has(load: Any) -> None:
+    """Its axes name keys of the configurations, and its trials come in the order of the study."""
+    from hydra import compose, initialize_config_dir
+
+    recipes = load("method_recipes")
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        for method, axes in recipes.AXES.items():
+            words = recipes.command(method, 2, Path("folder"))
+            experiment = next(word for word in words if word.startswith("experiment="))
+            for key, values in axes.items():
+                for value in values:
+                    assert compose("train", [experiment, override(key, value)]) != compose("train", [experiment])
+
+
+def test_the_trials_of_a_search_come_in_the_order_of_the_study(load: Any, tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text(json.dumps({"arms": ["as it is", "faster"]}))
+    runs = {"b": {"arm": "faster", "status": "failed"}, "a": {"arm": "as it is", "status": "finished", "hash": "a"}}
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    assert load("method_recipes").trials(tmp_path) == [
+        {"arm": "as it is", "status": "finished"},
+        {"arm": "faster", "status": "failed"},
+    ]

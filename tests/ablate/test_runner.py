@@ -97,6 +97,19 @@ def test_the_command_of_an_arm_makes_the_same_run(study: Command, command: Comma
     assert alone["loss"] == result["pretext"]["loss"]
 
 
+def test_a_search_can_leave_the_test_set_closed(
+    study: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from twoview.data.image import shapes as module
+
+    load, asked = module.shapes, []
+    monkeypatch.setattr(module, "shapes", lambda *a, split, **k: asked.append(split) or load(*a, split=split, **k))
+    assert study("study.seeds=1", "folder=closed", "judge.scored_on=train").code == 0
+    assert asked
+    assert "test" not in asked
+    assert "the test set stays closed" in (tmp_path / "closed" / "report.md").read_text()
+
+
 def test_one_seed_has_no_interval(study: Command, tmp_path: Path) -> None:
     ended = study("study.seeds=1", "folder=study")
     assert ended.code == 0
@@ -138,6 +151,9 @@ def test_an_arm_that_fails_is_written_down_and_the_others_go_on(study: Command, 
         (["budget=0.001"], "too few"),
         (["judge.images=1"], "judge.images"),
         (["judge.strengths=[]"], "strengths"),
+        (["judge.scored_on=val"], "judge.scored_on is test, or train"),
+        (["judge.scored_on=train", "judge.images=null"], "needs a number of judge.images"),
+        (["judge.scored_on=train", "judge.images=100000"], "to score on; take fewer"),
         (["resume=x"], "the same command"),
         (["~study.axes", "+study.axes={name:[a,b]}"], "are the same run"),
         (["data.n_test=0"], "test split"),

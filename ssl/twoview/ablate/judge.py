@@ -23,14 +23,17 @@ from twoview.rng import permutation
 from twoview.run.checkpoint import load_encoder, load_projector
 from twoview.stats.intervals import wilson
 
+OTHERS = 5_000  # training images that are scored at most, where the test set stays closed
+
 
 @dataclass(frozen=True)
 class Judge:
     """How the encoders of a study are judged, the same for all arms.
 
     `images`: labelled training images for the linear probe and the kNN classifier, null for all. `strengths`,
-    `holdout`: of the probe (`evaluate.classify.linear`). `k`, `temperature`: of kNN. `profile`: images on which
-    invariances are measured, 0 for none.
+    `holdout`: of the probe (`evaluate.classify.linear`). `k`, `temperature`: of kNN. `scored_on`: what both are scored
+    on, the test set, or `train`, other training images, for choices that must not see the test set. `profile`: images
+    on which invariances are measured, 0 for none.
     """
 
     images: int | None = 10_000
@@ -38,6 +41,7 @@ class Judge:
     holdout: float = 0.1
     k: int = 200
     temperature: float = 0.1
+    scored_on: str = "test"
     profile: int = 256
 
     def __post_init__(self) -> None:
@@ -47,15 +51,48 @@ class Judge:
             raise UserError("judge needs k of at least 1, a positive temperature and a profile of at least 0 images")
         if not self.strengths or not all(s > 0 for s in self.strengths) or not 0 < self.holdout < 1:
             raise UserError("judge needs strengths above 0, and a holdout between 0 and 1")
+        if self.scored_on not in ("test", "train"):
+            raise UserError(f"judge.scored_on is test, or train (other training images), not {self.scored_on!r}")
+        if self.scored_on == "train" and self.images is None:
+            raise UserError("judge.scored_on=train needs a number of judge.images: what they leave over is scored")
 
     @property
     def protocol(self) -> str:
         labelled = "all" if self.images is None else f"{self.images:,}"
+        scored = (
+            "test set looked at once, after the last epoch"
+            if self.scored_on == "test"
+            else f"scored on up to {OTHERS:,} other training images; the test set stays closed"
+        )
         return (
             f"convex probe on h ({labelled} labelled training images, L2 strength of {len(self.strengths)} chosen on "
             f"{self.holdout:.0%} of them) and kNN (k={self.k}, temperature {self.temperature:g}) on the same images; "
-            "test set looked at once, after the last epoch"
+            f"{scored}"
         )
+
+    def sets(self, data: Mapping[str, Any]) -> tuple[SampleSet, SampleSet, SampleSet]:
+        """The training set, those of its images that the probe and kNN learn from, and the images that are scored.
+        UserError if `data` allows no accuracy.
+        """
+        load = schema.build(data)
+        train = load(split="train")
+        test = load(split="test") if self.scored_on == "test" else train
+        if train.labels is None or test is None or test.labels is None:
+            raise UserError(
+                f"a study compares accuracies, and {train.name} lacks labels or a test split; choose other data"
+            )
+        labelled = train.labelled()
+        some = permutation(len(labelled), seed=0, epoch=0, stream="judge")  # the same for every arm and seed
+        bank = labelled.subset(some[: self.images].sort().values)
+        if self.scored_on == "test":
+            return train, bank, test.labelled()
+        others = some[self.images :][:OTHERS]
+        if len(others) < 2:
+            raise UserError(
+                f"judge.images={self.images} leaves {len(others)} of the {len(labelled)} labelled training images to "
+                "score on; take fewer"
+            )
+        return train, bank, labelled.subset(others.sort().values)
 
     @property
     def protocol_hash(self) -> str:
@@ -76,14 +113,8 @@ def _judged(
     config: Mapping[str, Any], judge: Judge, encoder: Frozen, projector: torch.nn.Module | None
 ) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    load = schema.build(config["data"])
-    train, test = load(split="train"), load(split="test")
-    if train.labels is None or test is None or test.labels is None:
-        raise UserError(f"a study compares accuracies, and {train.name} lacks labels or a test split")
-    train, test = train.labelled(), test.labelled()
-    some = permutation(len(train), seed=0, epoch=0, stream="judge")  # the same images for every arm and seed
-    pairs = _pairs(config, train, some[:2000], encoder, projector)
-    labelled = train.subset(some[: judge.images].sort().values)
+    train, labelled, test = judge.sets(config["data"])
+    pairs = _pairs(config, train.labelled(), encoder, projector)
     encoder.to(device)
     bank, queries = (extract(encoder, images, device=device).to(device) for images in (labelled, test))
     result = probe(
@@ -115,9 +146,10 @@ def _judged(
 
 @torch.no_grad()
 def _pairs(
-    config: Mapping[str, Any], train: SampleSet, index: Tensor, encoder: Frozen, projector: torch.nn.Module | None
+    config: Mapping[str, Any], train: SampleSet, encoder: Frozen, projector: torch.nn.Module | None
 ) -> dict[str, Any]:
     """Quality of h and z on positives of the arm's own policy: what the pretext task made of them."""
+    index = permutation(len(train), seed=0, epoch=0, stream="judge")[:2000]
     views = schema.build(config["augment"], preprocess=train.preprocess, seed=config["seed"])
     views.attach(train)
     h = [[], []]  # type: list[list[Tensor]]

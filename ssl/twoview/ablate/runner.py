@@ -84,7 +84,7 @@ def _command(config: dict[str, Any]) -> int:
     base = training_config(config)
     check(base)
     plan = study.plan(base | {"choices": dict(HydraConfig.get().runtime.choices)})
-    train = _labelled(base)
+    train, _, _ = judge.sets(base["data"])
     folder = Path(config["folder"])
     with contextlib.nullcontext() if config["dry_run"] else held(folder, "folder"):
         return _ablate(config, study, plan, judge, base, train, folder)
@@ -145,18 +145,6 @@ def _check(config: dict[str, Any]) -> tuple[Study, Judge]:
     if config["resume"]:
         raise UserError("resume is of single runs: a study goes on by itself, with the same command")
     return schema.build(config["study"]), schema.build(config["judge"])
-
-
-def _labelled(base: dict[str, Any]) -> SampleSet:
-    """The training images; UserError if no accuracy can be had from the data."""
-    load = schema.build(base["data"])
-    train: SampleSet = load(split="train")
-    test = load(split="test")
-    if train.labels is None or test is None or test.labels is None:
-        raise UserError(
-            f"a study compares accuracies, and {train.name} lacks labels or a test split; choose other data"
-        )
-    return train
 
 
 def _list(jobs: Sequence[Job], todo: Sequence[Job], seconds: tuple[float, float] | None, epochs: int) -> None:
