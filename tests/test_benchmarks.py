@@ -28,8 +28,6 @@ TINY = [
 ]
 NO_CROP = "augment.ops.crop.size=16"  # the views of `own.views` have the size of crops
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:

@@ -1,6 +1,7 @@
 """A study from its command line to its report, on tiny runs."""
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -103,7 +104,13 @@ def test_a_search_can_leave_the_test_set_closed(
     from twoview.data.image import shapes as module
 
     load, asked = module.shapes, []
-    monkeypatch.setattr(module, "shapes", lambda *a, split, **k: asked.append(split) or load(*a, split=split, **k))
+
+    @functools.wraps(load)
+    def watched(*args: Any, **settings: Any) -> Any:
+        asked.append(settings["split"])
+        return load(*args, **settings)
+
+    monkeypatch.setattr(module, "shapes", watched)
     assert study("study.seeds=1", "folder=closed", "judge.scored_on=train").code == 0
     assert asked
     assert "test" not in asked
