@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -121,6 +121,7 @@ def _judged(
         bank, labelled.labels, queries, test.labels, len(train.classes), judge.strengths, judge.holdout, seed=0
     )
     assert labelled.labels is not None
+    assert test.labels is not None
     knn = knn_accuracy(
         bank, labelled.labels, queries, test.labels, min(judge.k, len(bank)), judge.temperature, len(train.classes)
     )
@@ -137,7 +138,7 @@ def _judged(
         if test.preprocess.kind == "image":
             half = min(judge.profile, len(test) // 2)
             parts = torch.arange(min(judge.profile, len(test))), torch.arange(half), torch.arange(half, 2 * half)
-            seen, first, second = (test.preprocess.prepare(test.fetch(part)) for part in parts)
+            seen, first, second = (cast(Tensor, test.preprocess.prepare(test.fetch(part))) for part in parts)
             found["invariance"] = invariance.profile(encoder, projector, seen)
             found["decode"] = invariance.decode(encoder, projector, first, second)
         found["factors"] = _factors(bank, labelled, queries, test, projector)
