@@ -11,6 +11,7 @@ SCRIPTS = {  # in a checkout: commands whose script has another name than they
     "plot": "plot_run",
     "preview": "preview_augment",
     "probe": "linear_probe",
+    "translate": "translate_text",
     "verify": "verify_resume",
 }
 CHECKOUT = Path(__file__).resolve().parents[3]

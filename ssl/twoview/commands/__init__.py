@@ -21,6 +21,7 @@ COMMANDS = {
     "ablate": "compares augmentations, or anything else, by whole runs and with statistics",
     "preview": "draws what an augmentation does",
     "play": "opens a page on which augmentations are turned and both views seen at once",
+    "translate": "writes other versions of texts, by programs that translate or paraphrase",
     "plot": "draws the curves of a run",
     "doctor": "says whether a run is ill, and what to do",
     "runs": "lists the runs that there are, and what they differ in",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twoview.augment.operation import BatchAugment
 from twoview.augment.table.entries import Jitter
-from twoview.augment.text.others import Insert, Replace, Synonym
+from twoview.augment.text.others import Cached, Insert, Replace, Synonym
 from twoview.augment.text.words import Cutoff, Delete, Mask, Span, Swap, length
 from twoview.augment.views import TwoViews
 from twoview.data.preprocess import Preprocess
@@ -154,6 +154,40 @@ def test_strange_words_come_as_often_as_the_texts_have_them() -> None:
     found = new.flatten().bincount(minlength=V) / new.numel()
     deviation = (expected * (1 - expected) / new.numel()).sqrt()
     assert ((found - expected).abs() <= 5 * deviation + 1e-9).all()
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """The versions of the even texts: their words in reverse."""
+    lines = [" ".join(reversed(text.split())) for text in WORDS.read(texts())]
+    rows = [f"{text},{line}" for text, line in zip(WORDS.read(texts()), lines, strict=True)][::2]
+    (tmp_path / "versions.csv").write_text("\n".join(["text,back", *rows]) + "\n")
+    return tmp_path / "versions.csv"
+
+
+def test_a_version_takes_the_place_of_its_text(stored: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ids, new = texts(), act(Cached(stored, p=1.0))
+    assert "1,500 of 3,000 training texts have no version and stay" in caplog.text
+    assert torch.equal(new[1::2], ids[1::2])
+    for old, found in zip(ids[::2].tolist(), new[::2].tolist(), strict=True):
+        assert [i for i in found if i] == [i for i in old if i][::-1]
+    half = act(Cached(stored, p=0.5))
+    long = length(ids) > 1
+    assert float((half != ids).any(1)[::2][long[::2]].double().mean()) == pytest.approx(0.5, abs=0.06)
+    op = Cached(stored, p=1.0)
+    op.attach(SampleSet("texts", texts(), None, (), WORDS))
+    strange = op(WORDS.prepare(ids[:4]), Draw(0, 0, torch.arange(N, N + 4), 0, "op"))["ids"]
+    assert torch.equal(strange, ids[:4])  # of no training text
+
+
+def test_versions_that_are_not_there_are_said(stored: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no column there: its columns are text, back"):
+        act(Cached(stored, "there"))
+    with pytest.raises(UserError, match=r"there is no file of versions nowhere\.csv: twoview translate makes one"):
+        act(Cached("nowhere.csv"))
+    (tmp_path / "others.csv").write_text("text,back\nhello,there\nyou,two\n")
+    with pytest.raises(UserError, match="has no version of any training text of texts"):
+        act(Cached(tmp_path / "others.csv"))
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:

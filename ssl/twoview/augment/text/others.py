@@ -1,5 +1,6 @@
-"""Operations that bring other words into a text: synonyms, words of other texts."""
+"""Operations that bring other words into a text: synonyms, words of other texts, another version of the text."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -9,9 +10,13 @@ from twoview.augment.operation import Params
 from twoview.augment.text.words import TextAugment, length, share_of
 from twoview.data.demand import Shape
 from twoview.data.set import SampleSet
+from twoview.data.text.versions import versions
 from twoview.data.text.wordnet import synonyms
 from twoview.data.text.words import FIRST, PADDING, Words
+from twoview.errors import UserError
 from twoview.rng import Draw
+
+log = logging.getLogger(__name__)
 
 _BEHIND = 10**6  # of every place in a text
 
@@ -102,6 +107,44 @@ class Replace(TextAugment):
 
     def change(self, ids: Tensor, params: Params) -> Tensor:
         return torch.where((params["u"] < self.share) & (ids != PADDING), params["new"], ids)
+
+
+class Cached(TextAugment):
+    """The whole text becomes another version of itself, from the column `column` of a file: a translation there and
+    back, a paraphrase (`twoview translate` writes such files). The column `text` says of which text; texts without a
+    version stay as they are. It stands first in a policy: what operations before it did is gone.
+    """
+
+    def __init__(self, file: str | Path, column: str = "back", p: float = 0.5) -> None:
+        super().__init__(p)
+        self.file, self.column = str(file), column
+
+    def attach(self, train: SampleSet) -> None:
+        super().attach(train)
+        stored = versions(self.file, self.column)
+        read, L = self._words, self.texts.shape[1]
+        found = dict(zip(_rows(read, list(stored), L), _rows(read, list(stored.values()), L), strict=True))
+        own = [tuple(text) for text in self.texts.tolist()]
+        without = sum(text not in found for text in own)
+        if without == len(own):
+            raise UserError(f"Cached: {self.file} has no version of any training text of {train.name}")
+        if without:
+            log.warning("Cached: %s of %s training texts have no version and stay", f"{without:,}", f"{len(own):,}")
+        self._versions = torch.tensor([found.get(text, text) for text in own], device=self.texts.device)  # (N, L)
+
+    def sample(self, draw: Draw, n: int, shape: Shape) -> Params:
+        """`row` (n,) int64: the number of the text in the training set. Numbers beyond are of other texts."""
+        return {"row": draw.index}
+
+    def change(self, ids: Tensor, params: Params) -> Tensor:
+        N = len(self.texts)  # says what is missing
+        row = params["row"]
+        return torch.where((row < N)[:, None], self._versions[row.clamp(max=N - 1)], ids)
+
+
+def _rows(read: Words, texts: list[str], length: int) -> list[tuple[int, ...]]:
+    """Texts as they are stored, as keys."""
+    return [tuple(row) for row in read.encode([read.cut(text) for text in texts], length).tolist()]
 
 
 def _table(words: Words, folder: str | Path, device: torch.device) -> tuple[Tensor, Tensor]:

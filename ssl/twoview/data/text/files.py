@@ -68,6 +68,7 @@ def texts(
         raise UserError(f"no text in column {text_column!r} of {where} has a word: set data.text_column")
     more = [divide(text) for text in _versions(also)] if also is not None else []
     preprocess = Words(given, weights(given, own)) if given else learned(own, more, words)
+    preprocess.cut = divide
     parts = own
     if split == "train":
         rows = keep
@@ -100,7 +101,7 @@ def _plain(values: Sequence[Any], column: str, file: Path) -> list[str]:
 def _versions(file: str | Path) -> list[str]:
     path = Path(file).expanduser()
     if not path.is_file():
-        raise UserError(f"there is no file data.also={path}: scripts/translate_text.py makes one; null: none")
+        raise UserError(f"there is no file data.also={path}: twoview translate makes one; null: none")
     columns = read_table(path)
     return [value for values in columns.values() for value in values if isinstance(value, str)]
 

@@ -43,6 +43,7 @@ class Words(Preprocess):
         if not words or len(words) != len(idf):
             raise UserError(f"a vocabulary needs words, each with its weight, not {len(words)} and {len(idf)}")
         self.words = list(words)
+        self.cut: Cut = cut  # a set that is cut by another rule puts it in place
         self.number = {word: i for i, word in enumerate(self.words, start=FIRST)}
         most = max(idf)  # of unknown words, which are rare, and of masks
         # Not in the state dict: it is what `describe` tells.
