@@ -23,6 +23,8 @@ from twoview.run.identity import Identity, code_digest, config_hash, data_digest
 from twoview.run.resume import STARTS, refuse_misfit, refuse_other_steps, source
 from twoview.run.saving import Checkpoints
 from twoview.train.compiled import Compiler
+from twoview.train.size import refuse_too_large
+from twoview.train.trainer import found_accelerator
 from twoview.watch.bar import ProgressBar
 from twoview.watch.board import Board, TensorBoard
 from twoview.watch.knn import KNNMonitor
@@ -67,6 +69,7 @@ def assemble(config: dict[str, Any], folder: Path) -> Assembly:
     views: TwoViews = schema.build(config["augment"], preprocess=train.preprocess, seed=config["seed"])
     data: TwoViewDataModule = schema.build(config["loader"], train=train, views=views)
     config = config | {"batch_size": data.batch_size, "loader": config["loader"] | {"batch_size": data.batch_size}}
+    refuse_too_large(config, found_accelerator(config["trainer"].get("accelerator", "auto")) == "cpu")
     encoder, weights = _encoder(config["encoder"], checkpoint)
     if checkpoint is None and not weights:
         _say_few(train, config["encoder"])

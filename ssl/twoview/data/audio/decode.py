@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from torch import Tensor
 from twoview.data.audio.resample import resample
 from twoview.data.demand import OnDemand, in_threads
 from twoview.data.files import Blob, Sources, name_of, refuse_pipe, stamp_of
+from twoview.data.memory import memory
 from twoview.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Clips(OnDemand):
     def decode_all(self) -> Sound:
         """All clips: {"wave": int16 (N, T), "length": int64 (N,)}."""
         n = len(self)
-        needs, has = 2 * n * self.window, _memory()
+        needs, has = 2 * n * self.window, memory()
         if needs > has:
             raise UserError(
                 f"{n:,} clips of {self.window:,} samples take {needs / 2**30:,.0f} GiB, and this machine has "
@@ -169,8 +169,3 @@ def load_clips(
     if in_memory == "auto":
         in_memory = 2 * len(clips) * clips.window <= IN_MEMORY_BYTES
     return clips.decode_all() if in_memory else clips
-
-
-def _memory() -> int:
-    """Bytes of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**40

@@ -3,7 +3,6 @@
 import io
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from twoview.data.demand import OnDemand, in_threads
 from twoview.data.files import Blob, DamagedError, Sources, name_of, refuse_pipe, stamp_of
 from twoview.data.image.pixels import statistics_sample
 from twoview.data.image.rgb import colour, orientation, rgb, upright
+from twoview.data.memory import memory
 from twoview.errors import UserError, listed
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,9 @@ def decode(
             raise DamagedError(f"{source} cannot be decoded ({reason}): mend or remove it") from None
 
 
+_SKIP = "; data.on_error=skip leaves out what is damaged"
+
+
 class Encoded(OnDemand):
     """Image files decoded on demand, to (size, size) or to the size that the first one has: uint8 (3, H, W) each."""
 
@@ -125,7 +128,10 @@ class Encoded(OnDemand):
 
     def decode(self, index: int) -> np.ndarray:
         """One image, uint8 (3, H, W), as a view."""
-        image = decode(self.sources[index], self.size, self.background)  # (H, W, 3)
+        try:
+            image = decode(self.sources[index], self.size, self.background)  # (H, W, 3)
+        except DamagedError as error:
+            raise DamagedError(f"{error}{_SKIP}") from None
         self.check(index, image.shape[1], image.shape[0])
         return image.transpose(2, 0, 1)
 
@@ -197,7 +203,7 @@ class Encoded(OnDemand):
 def check_memory(n: int, shape: tuple[int, int, int]) -> None:
     """UserError if n images of (C, H, W) cannot lie in the memory of this machine as one uint8 array."""
     needs = n * math.prod(shape)
-    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**40
+    has = memory()
     if needs > has:
         raise UserError(
             f"{n:,} images of {'x'.join(map(str, shape))} take {needs / 2**30:,.0f} GiB, and this machine has "
@@ -243,7 +249,7 @@ def load_images(
         if size is None:  # better to hear of a misfit now than hours into the run
             encoded.check_some()
     except DamagedError as error:
-        raise DamagedError(f"{error}, or leave out what is damaged by data.on_error=skip") from None
+        raise DamagedError(f"{str(error).removesuffix(_SKIP)}{_SKIP}") from None
     return encoded
 
 
