@@ -70,6 +70,26 @@ def test_torchrun_starts_the_processes_too(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
 
 
+def test_the_jobs_of_a_sweep_share_their_processes(tmp_path: Path) -> None:
+    """Processes that a later job starts for itself would wait five minutes for one that never comes."""
+    words = [*SET[:-1], "epochs=1", *SMALL[:-2], "knn=null", "quality=null", "loader.max_batches=2", *TWO]
+    process = start("-m", *words, "seed=1,2,3", f"hydra.sweep.dir={tmp_path}/sweep", folder=tmp_path / "unused")
+    out, _ = process.communicate(timeout=120)  # until the last of them has closed its output
+    assert process.returncode == 0, out
+    for job in "012":
+        summary = json.loads((tmp_path / "sweep" / job / "summary.json").read_text())
+        assert (summary["status"], summary["steps"]) == ("finished", 2)
+    assert "rror" not in out
+
+
+def test_a_sweep_over_numbers_of_devices_is_refused(tmp_path: Path) -> None:
+    words = [*SET[:-1], "epochs=1", *SMALL[:-2], "knn=null", "quality=null", "loader.max_batches=2", *TWO[:2]]
+    process = start("-m", *words, "trainer.devices=2,4", f"hydra.sweep.dir={tmp_path}/sweep", folder=tmp_path / "un")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, out
+    assert "this run is for 4 devices, and the one before it in the same process was for 2" in " ".join(out.split())
+
+
 def test_processes_of_two_runs_are_refused_before_the_first_step(tmp_path: Path) -> None:
     """As nodes with different configurations: they would train together without a word."""
     words = [*SET[:-1], "epochs=1", *SMALL[:-2], "knn=null", *TWO, f"hydra.run.dir={tmp_path}/run"]

@@ -19,6 +19,7 @@ from twoview.errors import UserError, listed
 ONE_OF_SEVERAL = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # which of them, counted from 0
 STARTED = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what Lightning tells the processes it starts
 TORCHRUN = ("RANK", *STARTED)
+WRITTEN: dict[str, str] = {}  # by Lightning's launcher for the first run of this process on several devices
 SRUN = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 
 
@@ -55,10 +56,12 @@ def own_variables() -> Iterator[None]:
     it is one of several.
     """
     names = (*STARTED, "NODE_RANK", "RANK")
-    before = {name: os.environ.get(name) for name in names}
+    before = {name: None if name in WRITTEN else os.environ.get(name) for name in names}
     try:
         yield
     finally:
+        if dist.is_available() and dist.is_initialized():
+            WRITTEN.update({name: os.environ[name] for name in names if name in os.environ})
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -68,6 +71,9 @@ def own_variables() -> Iterator[None]:
 
 def _refuse_left(each: int, nodes: int) -> None:
     """UserError for variables that no launcher of this run has set."""
+    if WRITTEN and dist.is_initialized():
+        _go_on_together(each * nodes)
+        return
     left = [name for name in (*ONE_OF_SEVERAL, "WORLD_SIZE") if name in os.environ]
     if each * nodes == 1:
         if any(_number(name) > (name == "WORLD_SIZE") for name in left):
@@ -96,6 +102,18 @@ def _refuse_left(each: int, nodes: int) -> None:
             )
     else:
         _refuse_other_machine(each)
+
+
+def _go_on_together(wanted: int) -> None:
+    """A further run of this process, as of a sweep: the other processes are still there and come to it, too, so that
+    none is to be started. UserError where they are not as many.
+    """
+    if dist.get_world_size() != wanted:
+        raise UserError(
+            f"this run is for {wanted} device{'s' * (wanted > 1)}, and the one before it in the same process was for "
+            f"{dist.get_world_size()}: start it by a command of its own"
+        )
+    os.environ.update(WRITTEN)
 
 
 def _refuse_other_machine(each: int) -> None:
