@@ -117,6 +117,18 @@ def test_a_search_can_leave_the_test_set_closed(
     assert "the test set stays closed" in (tmp_path / "closed" / "report.md").read_text()
 
 
+def test_the_folder_of_ones_own_configurations_is_recorded(study: Command, tmp_path: Path) -> None:
+    """The line that a report shows makes the same study and the same arm again."""
+    own = tmp_path / "own" / "encoder"
+    own.mkdir(parents=True)
+    shutil.copy(CONFIGS / "encoder" / "small.yaml", own / "mine.yaml")
+    words = ("encoder=mine", "encoder.widths=[4,4,8,8]", "study.seeds=1", "folder=study")
+    assert study("--config-dir", "own", *words).code == 0
+    command_of_it = json.loads((tmp_path / "study" / "study.json").read_text())["command"]
+    lines = [command_of_it, *(result["command"] for result in found(tmp_path / "study").values())]
+    assert all(f"--config-dir={own.parent}" in line for line in lines), lines
+
+
 def test_one_seed_has_no_interval(study: Command, tmp_path: Path) -> None:
     ended = study("study.seeds=1", "folder=study")
     assert ended.code == 0

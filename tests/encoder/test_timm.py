@@ -195,6 +195,18 @@ def test_a_run_with_a_network_of_timm(
     assert "encoder of timm 0.1 instead of timm" in command("resume=run").error
 
 
+@pytest.mark.parametrize("name", ["probe", "knn", "embed"])
+def test_images_of_another_size_are_refused_in_words_by_who_takes_one_size(
+    command: Command, tiny: list[str], name: str
+) -> None:
+    words = [word for word in tiny if not word.startswith(("encoder", "data.size", "knn", "data.n_train", "epochs"))]
+    words += ["data.n_train=64", "data.size=32", "knn=null", "epochs=1", "loader.max_batches=1", "hydra.run.dir=run"]
+    assert command(*words, "encoder=timm", "encoder.name=vit_tiny_patch16_224").code == 0
+    error = command("ckpt=run", "data=shapes", "data.size=48", "force=true", name=name).error
+    assert error.startswith("the encoder does not fit shapes: the encoder was trained on samples of 3 x 32 x 32")
+    assert "and takes no others (" in error
+
+
 def test_weights_that_timm_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
     create, asked = timm.create_model, []
 

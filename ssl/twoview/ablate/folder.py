@@ -12,7 +12,7 @@ from twoview.ablate.jobs import Job
 from twoview.ablate.judge import Judge
 from twoview.ablate.results import mixed
 from twoview.ablate.study import Plan, Study
-from twoview.cli.entry import overrides
+from twoview.cli.entry import config_dir, overrides
 from twoview.cli.program import spelled
 from twoview.data.set import SampleSet
 from twoview.errors import UserError, listed
@@ -36,7 +36,7 @@ def settings_of(study: Study, plan: Plan, judge: Judge, base: dict[str, Any], tr
         "protocol": judge.protocol,
         "protocol_hash": judge.protocol_hash,
         "words": given,
-        "command": spelled("ablate", *given),
+        "command": spelled("ablate", *config_dir(), *given),
         "data": train.name,
         "classes": len(train.classes),
         "chance": 1 / len(train.classes),
@@ -93,7 +93,7 @@ def prepare(folder: Path, settings: dict[str, Any], todo: Sequence[Job], own: Se
         for job in todo:
             job.folder.mkdir(parents=True, exist_ok=True)
             (job.folder / RESULT).unlink(missing_ok=True)
-            command = spelled("train", *own, *job.overrides)
+            command = spelled("train", *config_dir(), *own, *job.overrides)
             about = {"arm": job.arm.name, "seed": job.seed, "place": job.arm.place, "hash": job.hash}
             _write(job.folder / ABOUT, about | {"words": list(job.overrides), "command": command})
     except OSError as error:

@@ -171,6 +171,12 @@ def searched() -> list[str]:
     return [word for word in HydraConfig.get().overrides.hydra if word.startswith("hydra.searchpath=")]
 
 
+def config_dir() -> list[str]:
+    """`--config-dir=<folder>` where the command was given one: for a line that is to compose the same."""
+    folders = [Path(str(place).removeprefix("file://")) for place in HydraConfig.get().searchpath or ()]
+    return [f"--config-dir={folder}" for folder in folders if folder != configs.HERE.resolve()]
+
+
 def plain(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain containers with every interpolation resolved."""
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from twoview.data.files import DamagedError, refuse_pipe
-from twoview.data.splits import TEST, TRAIN
+from twoview.data.splits import TEST, TRAIN, is_no_label
 from twoview.errors import UserError, listed
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,9 @@ def read_classes(files: Sequence[Path], train: Sequence[Path], column: str) -> t
     """Labels as numbers, int64 (N,), -1 where a row has none, and the names of the classes: those that the metadata of
     the first train file names, else the sorted values of the train split.
     """
+    if files != train and column not in column_names(files[0]) and column in column_names(train[0]):
+        log.info("%s has no column %r: this split is without labels", files[0], column)
+        return None, ()
     own = read_labels(files, column)
     given = [value for value in own.values if value is not None]
     if not given:
@@ -143,8 +146,8 @@ class Labels(NamedTuple):
 
 
 def read_labels(files: Sequence[Path], column: str) -> Labels:
-    """The labels of all rows, of which no other column is read; None where there is none: null, NaN, an empty text, or
-    -1, unless 1 is the only other label.
+    """The labels of all rows, of which no other column is read; None where there is none: null, NaN, or what
+    `is_no_label` knows; not -1 where 1 is the only other label.
     """
     number: dict[int | str | None, int] = {}
     codes, rows = [], []
@@ -158,12 +161,13 @@ def read_labels(files: Sequence[Path], column: str) -> Labels:
                     f"{file}, row {np.argmax(own == code)}, column {column!r} holds {label!r}: labels are whole "
                     "numbers or strings, or null (data.label_column=null: use no labels)"
                 )
-            values[code] = number.setdefault(label if label != "" else None, len(number))
+            values[code] = number.setdefault(label, len(number))
         codes.append(np.array(values, dtype=np.int64)[own])
         rows.append(len(own))
     found = list(number)
-    if set(found) - {None} != {-1, 1}:
-        found = [None if label == -1 else label for label in found]
+    if {str(label) for label in found if label not in (None, "")} != {"-1", "1"}:
+        found = [None if is_no_label(label) else label for label in found]
+    found = [label if label != "" else None for label in found]
     return Labels(found, np.concatenate(codes), files, rows)
 
 

@@ -218,8 +218,12 @@ def _file_of(
         return Blob(name, value)
     if value in (None, path) and isinstance(path, str):
         own = file.parent / path
-        if Path(path).is_absolute() or ".." in Path(path).parts or not own.is_file():
-            raise UserError(f"{place} names {path}, which is no file below {file.parent}")
+        if Path(path).is_absolute() or ".." in Path(path).parts or not os.path.isfile(own):
+            shown = path if len(path) <= 200 else f"{path[:60]}... ({len(path):,} characters)"  # of base64, perhaps
+            raise UserError(
+                f"{place} names {shown}, which is no file below {file.parent}: put the files there, with paths from "
+                "there, or their bytes into the column"
+            )
         return own
     if isinstance(value, list) and encode is not None:
         try:

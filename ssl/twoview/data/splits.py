@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 TRAIN = ("train", "training")  # what people call a split, the likeliest first
 TEST = ("test", "testing", "val", "valid", "validation", "dev", "eval")
+NO_LABEL = {"", "-1", "-100", "unlabeled", "unlabelled"}  # what stands where there is no label
 
 
 class Part(NamedTuple):
@@ -104,7 +106,7 @@ def numbered(own: Part, train: Part, where: Path) -> tuple[Tensor | None, tuple[
     """Labels as numbers, int64 (N,), and the names of the classes: those of the train split, or a test split's own
     where only that has any. None and () without classes.
     """
-    known, given = sorted(set(train.classes)), sorted(set(own.classes))
+    known, given = (sorted({name for name in part.classes if not is_no_label(name)}) for part in (train, own))
     if not given:
         return None, ()
     if known and (unknown := set(given) - set(known)):
@@ -113,7 +115,15 @@ def numbered(own: Part, train: Part, where: Path) -> tuple[Tensor | None, tuple[
         )
     classes = known or given
     number = {name: i for i, name in enumerate(classes)}
-    return torch.tensor([number[name] for name in own.classes]), tuple(classes)
+    labels = torch.tensor([number.get(name, -1) for name in own.classes])
+    if missing := int((labels < 0).sum()):
+        log.info("%s of %s samples have no label", f"{missing:,}", f"{len(labels):,}")
+    return labels, tuple(classes)
+
+
+def is_no_label(value: object) -> bool:
+    """Whether it stands for a label that is not known, as a value of a column or the name of a folder."""
+    return value is None or str(value).strip().lower() in NO_LABEL
 
 
 def _part(files: dict[str, Path | Blob], below: str) -> Part:
@@ -149,9 +159,7 @@ def _splits(
                 f"{root} has a folder {tests[0]!r} but no 'train': set data.train to that of your train {what}"
             )
         if len(tops) != 1 or any("/" not in name[len(place) :] for name in names if name.startswith(place)):
-            known = listed([*trains, *tests])
-            said = f"{known} is taken for a class, like the folders beside it; data.train=... names a split"
-            return "", None, None, said if known else ""
+            return "", None, None, _said_of_classes(names)
         place += f"{tops[0]}/"
     chosen = _labelled(names, place, tests)
     if chosen is None or tests == ["test"]:
@@ -159,6 +167,30 @@ def _splits(
     rest = [name for name in tests if name != chosen]
     more = f", not {listed(rest)}" if rest else ""
     return place, trains[0], chosen, f"the test split is {chosen}{more} (data.test names another)"
+
+
+def _said_of_classes(names: list[str]) -> str:
+    """What is to be said where folders are taken for classes that may be something else."""
+    classes = _folders(names, "")
+    below = {name: _folders(names, f"{name}/") for name in classes}
+    splits = {*TRAIN, *TEST}
+    named = [name for name in classes if splits & set(re.split(r"[^a-z]+", name.lower()))]
+    if named:
+        return f"{listed(named)} {'is' if len(named) == 1 else 'are'} taken for classes; data.train=... names a split"
+    within = sorted({folder for folders in below.values() for folder in folders if _split_word(folder) in splits})
+    if within:
+        return f"{listed(within)} within classes are taken for parts of these, not for splits"
+    if len(classes) == 1 and len(below[classes[0]]) > 1:
+        return (
+            f"{classes[0]} is taken for the only class, with {len(below[classes[0]])} folders in it "
+            f"({listed(below[classes[0]], most=3)}): data.train={classes[0]} takes those for classes"
+        )
+    return ""
+
+
+def _split_word(folder: str) -> str:
+    """The word for a split in the name of a folder, as in Train, training_set, test-images and val2017."""
+    return re.sub(r"[^a-z]*(set|images?|imgs?|data|split|\d+)$", "", folder.lower())
 
 
 def _folders(names: list[str], place: str) -> list[str]:
@@ -170,7 +202,7 @@ def _folders(names: list[str], place: str) -> list[str]:
 def _known(names: list[str], place: str, words: Sequence[str]) -> list[str]:
     """Those that have one of these names, whatever its case, in order of the words."""
     tops = _folders(names, place)
-    return [top for word in words for top in tops if top.lower() == word]
+    return [top for word in words for top in tops if _split_word(top) == word]
 
 
 def _labelled(names: list[str], place: str, tests: list[str]) -> str | None:

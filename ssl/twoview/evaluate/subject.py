@@ -215,6 +215,13 @@ def check_shape(encoder: Frozen, samples: SampleSet, force: bool) -> None:
             raise UserError(
                 f"{text}: features would say little; resize them (images: data.size=...), or use force=true"
             )
+        try:
+            with torch.inference_mode():
+                encoder(first)
+        except (RuntimeError, AssertionError) as error:  # timm's networks assert their size
+            raise UserError(
+                f"the encoder does not fit {samples.name}: {text}, and takes no others ({_first_line(error)})"
+            ) from error
         log.warning("%s", text)
 
 

@@ -118,6 +118,10 @@ LAYOUTS: dict[str, tuple[list[str], int, int | None]] = {  # files, of train, of
     "a class that is called train": (["train/1.png", "boat/2.png", "car/3.png"], 3, None),
     "a class that is called test": (["test/1.png", "boat/2.png"], 2, None),
     "without splits": (["a/1.png", "b/2.png"], 2, None),
+    "names with a word more": (["training_set/a/1.png", "test_set/a/2.png", "test_set/a/3.png"], 1, 2),
+    "names of images": (["train_images/a/1.png", "val-images/a/2.png"], 1, 1),
+    "COCO's": (["train2017/1.png", "val2017/2.png", "annotations/3.png"], 1, 1),
+    "Kaggle's": (["train/1.png", "test1/2.png"], 1, 1),
     "cameras": (["DCIM/100/1.png", "DCIM/101/2.png"], 2, None),
 }
 
@@ -138,6 +142,47 @@ def test_a_test_split_of_another_name_is_said(tmp_path: Path, caplog: pytest.Log
         put(tmp_path / file)
     load(tmp_path)
     assert "the test split is val, not test (data.test names another)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["seg_train/seg_train/a/1.png", "seg_test/seg_test/a/2.png"], "seg_test and seg_train are taken for classes"),
+        (["a/train/1.png", "a/test/2.png", "b/train/3.png"], "test and train within classes are taken for parts"),
+        (["pets/cat/1.png", "pets/dog/2.png"], "pets is taken for the only class, with 2 folders in it (cat and dog)"),
+        (["train/1.png", "boat/2.png"], "train is taken for classes"),
+        (["boat/1.png", "car/2.png"], ""),
+        (["cat/2023/1.png", "dog/2023/2.png"], ""),
+        (["cat/2023/1.png"], ""),
+    ],
+)
+def test_folders_that_may_be_no_classes_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, files: list[str], words: str
+) -> None:
+    caplog.set_level("INFO")
+    for file in files:
+        put(tmp_path / file)
+    load(tmp_path)
+    said = [line for line in caplog.messages if "decoding" not in line and "grey" not in line]
+    assert [words in line for line in said] == [True] * bool(words), said
+
+
+def test_the_folders_of_the_only_class_are_classes_on_demand(tmp_path: Path) -> None:
+    for file in ("pets/cat/1.png", "pets/dog/2.png"):
+        put(tmp_path / file)
+    assert load(tmp_path, train="pets").classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("folder", ["unlabeled", "Unlabelled", "-1"])
+def test_a_folder_without_labels_is_no_class(tmp_path: Path, folder: str) -> None:
+    for file in ("train/a/0.png", "train/b/1.png", f"train/{folder}/2.png", "test/b/3.png"):
+        put(tmp_path / file)
+    train, test = (load(tmp_path, split) for split in ("train", "test"))
+    assert train.classes == test.classes == ("a", "b")
+    assert train.labels is not None
+    assert sorted(train.labels.tolist()) == [-1, 0, 1]
+    assert test.labels is not None
+    assert test.labels.tolist() == [1]
 
 
 def test_a_share_of_each_class_is_held_out_where_there_is_no_test_split(tmp_path: Path) -> None:
@@ -355,3 +400,11 @@ def test_members_of_archives_are_read_when_they_are_asked_for(tmp_path: Path, ki
         load(root)
     left = load(root, on_error="skip")
     assert [*left.names] == [one for one in plain.names if one != name]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_what_leaves_out_damaged_images_is_said_whenever_one_is_met(tmp_path: Path, in_memory: bool) -> None:
+    put(tmp_path / "a" / "0.png")
+    (tmp_path / "a" / "1.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"1\.png is not an image: .*; data\.on_error=skip leaves out what is damaged$"):
+        load(tmp_path, size=4, in_memory=in_memory).fetch(torch.arange(2))

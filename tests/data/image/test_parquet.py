@@ -191,6 +191,44 @@ def test_a_test_split_without_labels_gives_way_to_a_validation_split(tmp_path: P
     assert load(tmp_path, "test").labels is None
 
 
+def test_a_test_split_without_the_column_of_labels_blocks_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    write(tmp_path / "train.parquet", [picture(0)] * 2, [0, 1])
+    write(tmp_path / "test.parquet", [picture(0)])
+    assert load(tmp_path).classes == ("0", "1")
+    assert load(tmp_path, "test").labels is None
+    assert "test.parquet has no column 'label': this split is without labels" in caplog.text
+    write(tmp_path / "validation.parquet", [picture(0)], [1])
+    assert list(load(tmp_path, "test").names) == ["validation.parquet, row 0"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([0, 1, -1, -1], ("0", "1")),
+        ([0, 1, -100, -100], ("0", "1")),
+        (["0", "1", "-1", "-1"], ("0", "1")),
+        (["a", "b", "", None], ("a", "b")),
+        (["a", "b", "unlabeled", "Unlabelled"], ("a", "b")),
+        ([0.0, 1.0, float("nan"), float("nan")], ("0", "1")),
+    ],
+)
+def test_rows_without_a_label_are_no_class(tmp_path: Path, labels: list[Any], classes: tuple[str, ...]) -> None:
+    write(tmp_path / "train.parquet", [picture(0)] * 4, labels)
+    train = load(tmp_path)
+    assert train.classes == classes
+    assert train.labels is not None
+    assert train.labels.tolist() == [0, 1, -1, -1]
+
+
+@pytest.mark.parametrize("labels", [[-1, 1], ["-1", "1"]])
+def test_minus_one_beside_one_alone_is_a_class(tmp_path: Path, labels: list[Any]) -> None:
+    write(tmp_path / "train.parquet", [picture(0)] * 2, labels)
+    assert load(tmp_path).classes == ("-1", "1")
+
+
 def test_several_sets_below_a_root_are_not_mixed(tmp_path: Path) -> None:
     for folder in ("english", "french"):
         (tmp_path / folder).mkdir()
@@ -243,6 +281,15 @@ def test_rows_without_an_image_are_named(tmp_path: Path, odd: Any, words: str) -
     write(tmp_path / "train-1.parquet", [picture(0), odd])
     with pytest.raises(UserError, match=rf"train-1\.parquet, row 1.*{words}"):
         parquet(tmp_path, "train", label_column=None)
+
+
+def test_long_texts_are_not_shown_whole(tmp_path: Path) -> None:
+    """As images in base64."""
+    write(tmp_path / "train.parquet", ["iVBORw0KGgo" * 1000], kind=pa.string())
+    shown = r"names iVBORw0KGgo.{49}\.\.\. \(11,000 characters\), which is no file below"
+    with pytest.raises(UserError, match=shown) as e:
+        parquet(tmp_path, "train", label_column=None)
+    assert len(str(e.value)) < 500
 
 
 def test_columns_of_something_else_are_named(tmp_path: Path) -> None:
