@@ -197,3 +197,25 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lines.append(f"{generator.normal() + 3 * (row % 2):.3f},{age},{town},{('no', 'yes')[row % 2]}")
         (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bert(sentences: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny BERT of transformers', drawn at random, and a tokenizer of the words in `sentences`."""
+    transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    tokenizers = pytest.importorskip("tokenizers")
+    folder, signs = tmp_path_factory.mktemp("bert"), ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    own = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="[UNK]"))
+    own.normalizer = tokenizers.normalizers.Lowercase()
+    own.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    own.train([str(sentences / "train.csv")], tokenizers.trainers.WordLevelTrainer(special_tokens=signs))
+    own.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {f"{sign[1:-1].lower()}_token": sign for sign in signs}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=own, **names).save_pretrained(folder)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BertConfig(vocab_size=own.get_vocab_size(), max_position_embeddings=40, **size)
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder

@@ -186,8 +186,10 @@ def test_every_experiment_resumes_and_is_probed(
 
 
 @pytest.mark.parametrize("option", options("encoder"))
-def test_every_encoder_gives_what_its_dim_says(compose: Compose, option: str) -> None:
+def test_every_encoder_gives_what_its_dim_says(compose: Compose, option: str, request: pytest.FixtureRequest) -> None:
     section = compose(f"encoder={option}")["encoder"]
+    if option == "hf":
+        section["model"] = str(request.getfixturevalue("bert"))
     if "timm" in section["_target_"]:
         pytest.importorskip("timm", reason="the extra `timm` is not installed")
     encoder = schema.build(section).eval()
