@@ -108,6 +108,7 @@ def test_command_of_the_readme_runs(
         "tables",
         "speakers",
         "texts",
+        "pairs",
     ):  # tests/run/test_runs.py, tests/faults, tests/test_tables_benchmark.py
         return
     if "format=huggingface" in words:  # tests/commands/test_export_huggingface.py

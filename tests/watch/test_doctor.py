@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TEXTS
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.io import write_jpeg
@@ -123,6 +124,29 @@ def test_an_illness_is_named_with_cause_and_remedy(
     assert all(math.isfinite(proof.value) and proof.source for proof in diagnosis.findings[0].evidence)
     said = [record.getMessage() for record in caplog.records if record.name == "twoview.watch.doctor"]
     assert said == diagnosis.brief()
+
+
+@pytest.mark.parametrize("policy", ["augment=none", "augment=text"])
+def test_texts_are_not_told_of_crops_and_colours(
+    compose: Compose, sentences: Path, tmp_path: Path, policy: str
+) -> None:
+    words = [
+        *(word for word in TEXTS if not word.startswith("augment")),
+        policy,
+        f"data.root={sentences}",
+        "optimizer=adamw",
+        "batch_size=16",
+        "epochs=30",
+        "trainer=cpu",
+    ]
+    words += ["model.projector.hidden_dim=16", "log_every_steps=5", "knn=null", "quality=null"]
+    pretrain.run(compose(*words), tmp_path / "run")
+    diagnosis = examine_run(tmp_path / "run")
+    assert "crop" not in diagnosis.table()
+    assert "colour" not in diagnosis.table()
+    if policy == "augment=none":
+        assert diagnosis.verdict == "shortcut"
+        assert "more or stronger operations" in diagnosis.findings[0].remedy
 
 
 def test_views_that_have_nothing_in_common_leave_the_loss_at_chance_level(

@@ -272,13 +272,16 @@ def shortcut(case: Case) -> Finding | None:
     if lacks:
         cause = f"the policy has no {' and no '.join(lacks)}: two views can be matched by it (SimCLR, section 3.1)"
         return Finding("shortcut", tuple(proofs), cause, "augment=simclr_cifar")
+    if not _of_images(case):
+        cause = "the views of a sample are nearly the same, or share something that no other sample has"
+        return Finding("shortcut", tuple(proofs), cause, "more or stronger operations in augment.ops")
     cause = "the views of an image share something that no other image has, such as its colours, a border or a stamp"
     return Finding("shortcut", tuple(proofs), cause, "look at views.png; augment.strength=1, a wider augment.ops.crop")
 
 
 def _lacks(case: Case) -> list[str]:
     """Of crop and colour distortion, the two that SimCLR cannot do without (figure 5), what the policy leaves out."""
-    if not case.get("augment"):
+    if not case.get("augment") or not _of_images(case):
         return []
     ops = [op for op in case.get("augment.ops", {}).values() if op and op.get("p", 1.0) > 0]
     names = [str(op.get("_target_", "")).rpartition(".")[2] for op in ops if op.get("strength", 1.0) != 0]
@@ -286,6 +289,11 @@ def _lacks(case: Case) -> list[str]:
         names.append("ColorJitter")
     kinds = {"RandomResizedCrop": "crop", "ColorJitter": "colour distortion"}
     return [words for name, words in kinds.items() if name not in names]
+
+
+def _of_images(case: Case) -> bool:
+    """False of sounds, texts, tables, and of data of one's own, of which nothing is known."""
+    return str(case.get("data._target_") or "twoview.data.image").startswith("twoview.data.image")
 
 
 def queue(case: Case) -> Finding | None:
