@@ -92,6 +92,7 @@ def healthy(option: str) -> DictConfig:
     words += [option] if option else []
     words += {
         "encoder=small": ["encoder.widths=[4,4,4,4]"],
+        "encoder=timm": ["data.size=32"],  # the smallest that its network takes is above 8
         "augment=simclr_imagenet": ["augment.ops.crop.size=8"],
         "model=moco": ["model.split_batch_norm=2"],
         "model=mocov3": ["model.predictor.hidden_dim=8"],

@@ -60,7 +60,7 @@ def own_variables() -> Iterator[None]:
     try:
         yield
     finally:
-        if dist.is_available() and dist.is_initialized():
+        if dist.is_available() and dist.is_initialized() and not dist.is_torchelastic_launched():  # torchrun's stay
             WRITTEN.update({name: os.environ[name] for name in names if name in os.environ})
         for name, value in before.items():
             if value is None:
