@@ -119,7 +119,7 @@ def _create(name: str, size: int, given: dict[str, Any], pretrained: bool = Fals
         except TypeError:
             network, own = timm.create_model(name, pretrained, **given), {}
     except Exception as error:  # each of its networks raises kinds of its own
-        values = ", ".join(f"{key}={value}" for key, value in given.items())
+        values = ", ".join(f"{key}={value}" for key, value in given.items()).replace("in_chans", "channels")
         raise UserError(f"encoder.name={name} cannot be built with size={size}, {values}: {_line(error)}") from error
     network.arguments = {**given, **own}
     network.package = f"timm {timm.__version__}"
