@@ -1,11 +1,13 @@
 """Searches the short recipe of each method for two CPU cores: values around those of `experiment=<method>_cifar10_cpu`.
 
-    python benchmarks/method_recipes.py [method ...] [--epochs 2] [--out FILE]    # about five minutes a method
+    python benchmarks/method_recipes.py [method ...] [--epochs 2] [--float32] [--out FILE]    # about five minutes a method
 
 Each method is a study of one seed. Its first arm is the recipe as it is, and every other arm changes one thing. The
-probe learns from 10,000 training images and is scored on 5,000 others; the test set stays closed. One seed tells
-differences of about a point and a half, so a recipe changes only for more. What was measured before stays in the file,
-and the same command goes on where it was stopped.
+probe learns from 10,000 training images and is scored on 5,000 others, all of which pre-training has seen without
+labels; the test set stays closed. SupCon is missing, for it learns from the labels of what would be scored. One seed
+tells differences of about a point and a half, so a recipe changes only for more. `--float32` is for machines that
+multiply in bfloat16 too, to see what most others would. What was measured before stays in the file, and the same
+command goes on where it was stopped.
 """
 
 import argparse
@@ -27,7 +29,6 @@ AXES: dict[str, dict[str, list[Any]]] = {  # values beside those of the recipe, 
     "swav": {"model.temperature": [0.2], "model.prototypes": [256], LR: [0.015]},
     "byol": {"model.momentum": [0.97], LR: [0.03, 0.1]},
     "barlow": {LR: [0.015, 0.06], "model.weight": [0.02]},
-    "supcon": {"batch_size": [256], "model.temperature": [0.3]},
     "nnclr": {"batch_size": [256], "model.temperature": [0.1], "model.queue_size": [16384]},
     "ressl": {"batch_size": [256], "model.teacher_temperature": [0.06], "model.momentum": [0.97]},
     "dino": {"model.momentum": [0.97], "model.teacher_temperature": [0.07], LR: [0.015]},
@@ -39,7 +40,7 @@ AXES: dict[str, dict[str, list[Any]]] = {  # values beside those of the recipe, 
 }
 
 
-def command(method: str, epochs: int, folder: Path) -> list[str]:
+def command(method: str, epochs: int, float32: bool, folder: Path) -> list[str]:
     """The study of one method."""
     experiment = "cifar10_cpu" if method == "simclr" else f"{method}_cifar10_cpu"
     axes = json.dumps(AXES[method]).replace('"', "").replace(" ", "")
@@ -55,6 +56,7 @@ def command(method: str, epochs: int, folder: Path) -> list[str]:
         f"study.name={method}",
         f"study.title={method}: what its short recipe could be",
         f"folder={folder}",
+        *(["trainer.precision=32-true"] if float32 else []),
     ]
     return [sys.executable, str(ROOT / "scripts" / "ablate_augment.py"), *words]
 
@@ -71,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", help=f"which: {', '.join(AXES)}; all by default")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--float32", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("runs") / "method_recipes")
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
@@ -78,8 +81,8 @@ def main() -> None:
         parser.error(f"no such method: {', '.join(unknown)}; there are: {', '.join(AXES)}")
     failed = []
     for method in asked.methods or AXES:
-        folder = asked.folder / f"{method}_{asked.epochs}ep"
-        if subprocess.run(command(method, asked.epochs, folder), cwd=ROOT).returncode:
+        folder = asked.folder.resolve() / f"{method}_{asked.epochs}ep{'_float32' * asked.float32}"
+        if subprocess.run(command(method, asked.epochs, asked.float32, folder), cwd=ROOT).returncode:
             failed.append(method)
         if not (folder / "runs.json").exists():
             continue

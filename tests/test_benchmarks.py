@@ -291,7 +291,7 @@ def test_the_search_for_recipes_changes_what_each_method_has(load: Any) -> None:
     recipes = load("method_recipes")
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         for method, axes in recipes.AXES.items():
-            words = recipes.command(method, 2, Path("folder"))
+            words = recipes.command(method, 2, False, Path("folder"))
             experiment = next(word for word in words if word.startswith("experiment="))
             for key, values in axes.items():
                 for value in values:

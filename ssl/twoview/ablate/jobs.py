@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from twoview.ablate.arm import OF_THE_STUDY, RESULT, arm_hash, run_arm, training_config
 from twoview.ablate.progress import StudyProgress
+from twoview.ablate.judge import Judge
 from twoview.ablate.study import Arm, Plan
 from twoview.cli.entry import overrides, plain
 from twoview.cli.explain import explain
@@ -60,13 +61,15 @@ class Composer:
         composed = self.loader.load_sweep_config(self.master, [*overrides(), *changes])
         return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
-    def jobs(self, plan: Plan, seeds: Sequence[int], folder: Path) -> list[Job]:
+    def jobs(self, plan: Plan, seeds: Sequence[int], folder: Path, judge: Judge) -> list[Job]:
         """Each arm with each seed, checked as a run is: mistakes are reported before the first arm starts."""
         jobs = []
         for arm in plan.arms:
             try:
                 composed = self.config([*arm.overrides, *self.more])
-                check(training_config(plain(composed)))
+                config = training_config(plain(composed))
+                check(config)
+                judge.refuse_labels_read(config["model"])
             except Exception as error:  # Hydra raises many kinds for overrides that make no sense
                 raise UserError(f"arm {arm.name!r} of the study: {explain(error)}") from error
             for seed in seeds:

@@ -94,6 +94,14 @@ class Judge:
             )
         return train, bank, labelled.subset(others.sort().values)
 
+    def refuse_labels_read(self, model: Mapping[str, Any]) -> None:
+        """UserError where the images that are scored would be among those whose labels the method learns from."""
+        if self.scored_on == "train" and getattr(schema.found(model["_target_"]), "reads_labels", False):
+            raise UserError(
+                "judge.scored_on=train would score training images whose labels the method has learned from: "
+                "judge.scored_on=test, or a method that reads no labels"
+            )
+
     @property
     def protocol_hash(self) -> str:
         return fingerprint(asdict(self))

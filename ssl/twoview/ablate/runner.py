@@ -104,7 +104,7 @@ def _ablate(
     refuse_other_study(folder, settings)
 
     composer = Composer(more)
-    jobs = composer.jobs(plan, study.seeds, folder)
+    jobs = composer.jobs(plan, study.seeds, folder, judge)
     todo = [job for job in jobs if not job.is_finished(judge.protocol_hash)]
     log.info(
         "%s: %d arms x %d seeds = %d runs, %d to do", study.name, len(plan.arms), len(study.seeds), len(jobs), len(todo)

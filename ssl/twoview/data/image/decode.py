@@ -129,9 +129,12 @@ class Encoded(OnDemand):
     def decode(self, index: int) -> np.ndarray:
         """One image, uint8 (3, H, W), as a view."""
         try:
-            image = decode(self.sources[index], self.size, self.background)  # (H, W, 3)
+            return self._decode(index)
         except DamagedError as error:
             raise DamagedError(f"{error}{_SKIP}") from None
+
+    def _decode(self, index: int) -> np.ndarray:
+        image = decode(self.sources[index], self.size, self.background)  # (H, W, 3)
         self.check(index, image.shape[1], image.shape[0])
         return image.transpose(2, 0, 1)
 
@@ -158,7 +161,7 @@ class Encoded(OnDemand):
         plain = np.zeros(n, dtype=bool)
 
         def fill(index: int) -> None:
-            images[index] = image = self.decode(index)
+            images[index] = image = self._decode(index)
             plain[index] = image.min() == image.max()
 
         self._each(fill, n)
@@ -169,7 +172,7 @@ class Encoded(OnDemand):
 
     def damaged(self) -> list[int]:
         """Those that cannot be decoded: all are tried."""
-        return sorted(self._damages(self.decode, len(self)))
+        return sorted(self._damages(self._decode, len(self)))
 
     def _each(self, work: Callable[[int], Any], n: int) -> None:
         """UserError that names all files on which the work fails, of n."""
@@ -249,7 +252,7 @@ def load_images(
         if size is None:  # better to hear of a misfit now than hours into the run
             encoded.check_some()
     except DamagedError as error:
-        raise DamagedError(f"{str(error).removesuffix(_SKIP)}{_SKIP}") from None
+        raise DamagedError(f"{error}{_SKIP}") from None
     return encoded
 
 
