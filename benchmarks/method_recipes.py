@@ -1,6 +1,6 @@
 """Searches the short recipe of each method for two CPU cores: values around those of `experiment=<method>_cifar10_cpu`.
 
-    python benchmarks/method_recipes.py [method ...] [--epochs 2] [--float32] [--out FILE]    # about five minutes a method
+    python benchmarks/method_recipes.py [method ...] [--epochs 2] [--float32] [--out FILE]    # five minutes a method
 
 Each method is a study of one seed. Its first arm is the recipe as it is, and every other arm changes one thing. The
 probe learns from 10,000 training images and is scored on 5,000 others, all of which pre-training has seen without

@@ -14,8 +14,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from twoview.ablate.arm import OF_THE_STUDY, RESULT, arm_hash, run_arm, training_config
-from twoview.ablate.progress import StudyProgress
 from twoview.ablate.judge import Judge
+from twoview.ablate.progress import StudyProgress
 from twoview.ablate.study import Arm, Plan
 from twoview.cli.entry import overrides, plain
 from twoview.cli.explain import explain
