@@ -27,7 +27,7 @@ AXES: dict[str, dict[str, list[Any]]] = {  # values beside those of the recipe, 
     "vicreg": {LR: [0.015, 0.06], "model.covariance": [4.0]},
     "simsiam": {LR: [0.015, 0.06], "augment.views": [[{"count": 4}]]},
     "swav": {"model.temperature": [0.2], "model.prototypes": [256], LR: [0.015]},
-    "byol": {"model.momentum": [0.97], LR: [0.03, 0.1]},
+    "byol": {"model.momentum": [0.97], LR: [0.06, 0.1]},
     "barlow": {LR: [0.015, 0.06], "model.weight": [0.02]},
     "nnclr": {"batch_size": [256], "model.temperature": [0.1], "model.queue_size": [16384]},
     "ressl": {"batch_size": [256], "model.teacher_temperature": [0.06], "model.momentum": [0.97]},
@@ -65,7 +65,7 @@ def trials(folder: Path) -> list[dict[str, Any]]:
     """What the arms of a study came to, in the order of the study."""
     order = json.loads((folder / "study.json").read_text())["arms"]
     runs = sorted(json.loads((folder / "runs.json").read_text()).values(), key=lambda run: order.index(run["arm"]))
-    kept = ("arm", "command", "status", "error", "linear", "knn", "pretext", "cost", "protocol", "machine", "versions")
+    kept = ("arm", "words", "status", "error", "linear", "knn", "pretext", "cost", "protocol", "machine", "versions")
     return [{key: run[key] for key in (*kept, "commit") if key in run} for run in runs]
 
 
